@@ -1,0 +1,111 @@
+"""Atomic file writes: a reader sees the whole old file or the whole new one, never a part."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["atomic_write", "check_writable", "sync_folder"]
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Flush a folder's entries to disk, so that a finished rename survives a power cut.
+
+    Systems that cannot open a folder (Windows) keep their own promises; there this does nothing.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network and FUSE file systems refuse to sync a folder; the file itself is on disk already
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(path: str | os.PathLike[str], what: str = "path") -> Path:
+    """Fail now rather than after an hour of training when `path` cannot be written.
+
+    Parameters
+    ----------
+    path
+        The file that will be written later. It need not exist, its folder must.
+    what
+        How the error message names the argument.
+
+    Raises
+    ------
+    OSError
+        The folder is missing, `path` is a folder, or a file cannot be created beside it.
+    """
+    target = Path(path)
+    folder = target.resolve().parent
+    if target.is_dir():
+        raise IsADirectoryError(f"{what}: {target} is a folder, a file name was wanted")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{what}: the folder {folder} does not exist, so {target.name} cannot be written there")
+    try:
+        descriptor, probe = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".probe", dir=folder)
+    except OSError as error:
+        raise type(error)(f"{what}: cannot write {target}: {error.strerror or error}") from error
+    os.close(descriptor)
+    os.unlink(probe)
+    return target
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on success it replaces `path`, on any error `path` stays as it was.
+
+    The content is flushed and fsynced before the rename and the folder after it. Symbolic links are followed, and a
+    file that is replaced keeps its permissions.
+
+    Parameters
+    ----------
+    path
+        Where the content should stand in the end.
+    mode
+        "wb" or "w".
+    encoding
+        For text; UTF-8 when not given.
+
+    Yields
+    ------
+    IO
+        The open temporary file.
+    """
+    if mode not in ("wb", "w"):
+        raise ValueError(f"mode: got {mode!r}, wanted 'wb' or 'w'")
+    target = Path(path).resolve()
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    try:
+        text = {"encoding": encoding or "utf-8", "newline": "\n"} if mode == "w" else {}
+        with os.fdopen(descriptor, mode, **text) as stream:  # type: ignore[call-overload]
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, _permissions(target))
+        os.replace(temporary, target)
+    except BaseException:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
+        raise
+    sync_folder(target.parent)
+
+
+def _permissions(target: Path) -> int:
+    """The mode bits that `open(target, "w")` would leave behind (mkstemp makes files private)."""
+    try:
+        return target.stat().st_mode & 0o7777
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
