@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,29 +84,20 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
     if mode not in ("wb", "w"):
         raise ValueError(f"mode: got {mode!r}, wanted 'wb' or 'w'")
     target = Path(path).resolve()
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    # os.open rather than tempfile: mkstemp makes private files, a model should get the permissions open() gives
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
     try:
         text = {"encoding": encoding or "utf-8", "newline": "\n"} if mode == "w" else {}
         with os.fdopen(descriptor, mode, **text) as stream:  # type: ignore[call-overload]
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, _permissions(target))
+        if target.exists():
+            os.chmod(temporary, target.stat().st_mode & 0o7777)
         os.replace(temporary, target)
     except BaseException:
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(temporary)
-        except FileNotFoundError:
-            pass
         raise
     sync_folder(target.parent)
-
-
-def _permissions(target: Path) -> int:
-    """The mode bits that `open(target, "w")` would leave behind (mkstemp makes files private)."""
-    try:
-        return target.stat().st_mode & 0o7777
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
