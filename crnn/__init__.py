@@ -1,0 +1,75 @@
+"""Recurrent networks for the CPU: RNN, LSTM and GRU layers, exact truncated BPTT, and a language model.
+
+Every name here is loaded on first use, so that ``import crnn`` costs next to nothing.
+
+>>> import crnn, numpy as np
+>>> layer = crnn.LSTM(3, 4, rng=0)
+>>> y, (h, c) = layer(np.ones((2, 5, 3), np.float32))
+>>> y.shape, h.shape
+((2, 5, 4), (1, 2, 4))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from crnn import bptt, callbacks, data, interop, optim, schedules, text
+    from crnn.config import get_num_threads, set_num_threads, show_config
+    from crnn.language_model import LanguageModel
+    from crnn.layers import GRU, LSTM, RNN
+    from crnn.model_file import load
+    from crnn.text import Vocabulary
+    from crnn.trainer import Trainer
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "LanguageModel",
+    "Trainer",
+    "Vocabulary",
+    "__version__",
+    "bptt",
+    "callbacks",
+    "data",
+    "get_num_threads",
+    "interop",
+    "load",
+    "optim",
+    "schedules",
+    "set_num_threads",
+    "show_config",
+    "text",
+]
+
+_HOME = {
+    "RNN": "crnn.layers",
+    "LSTM": "crnn.layers",
+    "GRU": "crnn.layers",
+    "LanguageModel": "crnn.language_model",
+    "Vocabulary": "crnn.text",
+    "Trainer": "crnn.trainer",
+    "load": "crnn.model_file",
+    "set_num_threads": "crnn.config",
+    "get_num_threads": "crnn.config",
+    "show_config": "crnn.config",
+}
+_SUBMODULES = frozenset({"bptt", "callbacks", "data", "interop", "optim", "schedules", "text"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"crnn.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'crnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,301 @@
+"""All parameters of a model in one flat buffer, and a dict of views into it.
+
+One buffer means one update, one clip and one write for the whole model, whatever it is made of. The same class holds
+gradients and optimiser moments: `Parameters.like` makes a twin with the same layout, so that ``p.flat`` and ``g.flat``
+line up element by element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+__all__ = ["Parameters", "Spec"]
+
+_LINE = 64  # bytes: one cache line, and one AVX-512 register
+_GUARD = 128  # zero bytes behind the last tensor: kernels may read (never write) whole registers past its end
+
+_Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One tensor to be stored.
+
+    Parameters
+    ----------
+    name : str
+        Public name, e.g. ``"rnn.weight_ih_l0"``.
+    shape : tuple of int
+        Public shape.
+    transposed : bool
+        Store a matrix of public shape (n, m) as (m, n) with padded rows: column j of the public view is then one
+        contiguous, cache-line aligned run of memory.
+    """
+
+    name: str
+    shape: _Shape
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.transposed and len(self.shape) != 2:
+            raise ValueError(f"Spec {self.name}: only a matrix can be stored transposed, got shape {self.shape}")
+        if any(size < 1 for size in self.shape):
+            raise ValueError(f"Spec {self.name}: every dimension must be at least 1, got shape {self.shape}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Where a tensor stands in the buffer, in elements."""
+
+    spec: Spec
+    start: int
+    stop: int  # start + elements used, row padding included
+    stored: _Shape  # shape of the stored array, row padding included
+
+    def storage(self, flat: np.ndarray) -> np.ndarray:
+        array = flat[self.start : self.stop].reshape(self.stored)
+        return array[:, : self.spec.shape[0]] if self.spec.transposed else array
+
+    def view(self, flat: np.ndarray) -> np.ndarray:
+        array = self.storage(flat)
+        return array.T if self.spec.transposed else array
+
+
+def _padded(columns: int, itemsize: int) -> int:
+    """Row length in elements: whole cache lines, an odd number of them.
+
+    With an even number the rows of a tall matrix fall on few cache sets and a walk down a column evicts itself.
+    """
+    lines = -(-columns * itemsize // _LINE)
+    return (lines | 1) * _LINE // itemsize
+
+
+def _slots(specs: Iterable[Spec], itemsize: int) -> tuple[_Slot, ...]:
+    step = _LINE // itemsize
+    slots: list[_Slot] = []
+    names: set[str] = set()
+    start = 0
+    for spec in specs:
+        if spec.name in names:
+            raise ValueError(f"two tensors have the same name {spec.name!r}")
+        names.add(spec.name)
+        stored = (spec.shape[1], _padded(spec.shape[0], itemsize)) if spec.transposed else spec.shape
+        stop = start + int(np.prod(stored, dtype=np.int64))
+        slots.append(_Slot(spec, start, stop, stored))
+        start = -(-stop // step) * step
+    return tuple(slots)
+
+
+def _zeros(elements: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """A zeroed, cache-line aligned array of `elements`, with the guard behind it in the same allocation."""
+    raw = np.zeros(elements * dtype.itemsize + _LINE + _GUARD, np.uint8)
+    shift = -raw.ctypes.data % _LINE
+    return raw[shift : shift + elements * dtype.itemsize].view(dtype)
+
+
+def _converted(name: str, value: Any, view: np.ndarray) -> np.ndarray:
+    """`value` as an array that can be copied into `view` without guessing; ValueError says what is wrong with it."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: not an array ({error})") from None
+    if array.shape != view.shape:
+        raise ValueError(f"{name}: shape {array.shape}, wanted {view.shape}")
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name}: dtype {array.dtype}, wanted floating-point numbers")
+    if array.dtype != view.dtype:
+        with np.errstate(over="ignore"):  # an overflow shows as inf and is refused by name below
+            array = array.astype(view.dtype)
+    if not np.isfinite(array).all():
+        at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name}: {array[at]} at {list(at)} in {view.dtype}, wanted finite numbers")
+    return array
+
+
+class Parameters(dict[str, np.ndarray]):
+    """Named tensors over one flat buffer: a dict of live, writable views.
+
+    Write into a view (``p["output.bias"][:] = 0``) or assign to a name (``p["output.bias"] = array``, which copies
+    after checking shape and dtype): whoever computes with these parameters sees the change at once. The set of names
+    is fixed, so everything that would add or remove one raises TypeError.
+
+    Each tensor starts on a 64-byte boundary; a transposed one (`Spec.transposed`) has rows padded to an odd number of
+    64-byte lines; at least 128 zero bytes follow the last tensor. Padding is zero and must stay zero, which every
+    element-wise update rule with zero gradients respects.
+
+    Parameters
+    ----------
+    specs : iterable of Spec
+        The tensors, in buffer order.
+    dtype : numpy dtype
+        float32 or float64.
+
+    Attributes
+    ----------
+    flat : numpy.ndarray
+        The whole buffer, 1-D, padding between tensors included.
+    dtype : numpy.dtype
+    """
+
+    __slots__ = ("_layout", "dtype", "flat")
+
+    flat: np.ndarray
+    dtype: np.dtype[Any]
+    _layout: tuple[_Slot, ...]
+
+    def __init__(self, specs: Iterable[Spec], dtype: Any = np.float32) -> None:
+        kind = np.dtype(dtype)
+        if kind not in (np.float32, np.float64):
+            raise ValueError(f"dtype must be float32 or float64, got {kind}")
+        layout = _slots(specs, kind.itemsize)
+        self._bind(layout, kind, _zeros(_length(layout, kind), kind))
+
+    def _bind(self, layout: tuple[_Slot, ...], dtype: np.dtype[Any], flat: np.ndarray) -> None:
+        self._layout = layout
+        self.dtype = dtype
+        self.flat = flat
+        for slot in layout:
+            dict.__setitem__(self, slot.spec.name, slot.view(flat))
+
+    @classmethod
+    def _over(cls, layout: tuple[_Slot, ...], dtype: np.dtype[Any], flat: np.ndarray) -> Parameters:
+        self = cls.__new__(cls)
+        self._bind(layout, dtype, flat)
+        return self
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """The tensors in buffer order."""
+        return tuple(slot.spec for slot in self._layout)
+
+    @property
+    def size(self) -> int:
+        """Number of parameters, padding not counted."""
+        return sum(view.size for view in self.values())
+
+    def storage(self, name: str) -> np.ndarray:
+        """The array as stored: (m, n) with padded rows for a transposed tensor of public shape (n, m), else the view."""
+        for slot in self._layout:
+            if slot.spec.name == name:
+                return slot.storage(self.flat)
+        raise KeyError(name)
+
+    def like(self) -> Parameters:
+        """A zeroed twin with the same names and layout: for gradients and optimiser moments."""
+        return self._over(self._layout, self.dtype, _zeros(self.flat.size, self.dtype))
+
+    def part(self, prefix: str) -> Parameters:
+        """The tensors whose names start with `prefix`, under the rest of their names, over the same memory.
+
+        They must be neighbours in the buffer, so that the part has a `flat` of its own.
+
+        Raises
+        ------
+        ValueError
+            If no name starts with `prefix`, or a foreign tensor stands between those that do.
+        """
+        where = [i for i, slot in enumerate(self._layout) if slot.spec.name.startswith(prefix)]
+        if not where:
+            raise ValueError(f"no tensor name starts with {prefix!r}; there are {', '.join(self)}")
+        if where[-1] - where[0] + 1 != len(where):
+            raise ValueError(f"the tensors under {prefix!r} are not neighbours in the buffer")
+        chosen = self._layout[where[0] : where[-1] + 1]
+        start = chosen[0].start
+        layout = tuple(
+            _Slot(
+                Spec(slot.spec.name[len(prefix) :], slot.spec.shape, slot.spec.transposed),
+                slot.start - start,
+                slot.stop - start,
+                slot.stored,
+            )
+            for slot in chosen
+        )
+        return self._over(layout, self.dtype, self.flat[start : start + _length(layout, self.dtype)])
+
+    def assign(self, tensors: Mapping[str, Any]) -> None:
+        """Copy every tensor from a mapping with exactly these names; all or nothing.
+
+        float16, float32 and float64 arrays are converted. Integers are refused: quantised weights mean nothing without
+        their scales.
+
+        Raises
+        ------
+        TypeError
+            If `tensors` is not a mapping.
+        ValueError
+            Listing every missing, unexpected or misshapen tensor, and every wrong dtype or non-finite value, at once.
+        """
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"tensors must be a mapping from names to arrays, not {type(tensors).__name__}")
+        missing = [f"{name}: missing, wanted shape {view.shape}" for name, view in self.items() if name not in tensors]
+        self._copy_in(tensors, missing)
+
+    def update(self, *tensors: Any, **named: Any) -> None:
+        """Copy some tensors, as `dict.update`; all or nothing, with the errors of `assign` (missing names are fine)."""
+        self._copy_in(dict(*tensors, **named), [])
+
+    def _copy_in(self, tensors: Mapping[str, Any], problems: list[str]) -> None:
+        arrays: dict[str, np.ndarray] = {}
+        for name, value in tensors.items():
+            if name not in self:
+                problems.append(f"{name}: unexpected")
+                continue
+            try:
+                arrays[name] = _converted(name, value, self[name])
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("parameters do not fit:\n  " + "\n  ".join(problems))
+        for name, array in arrays.items():
+            self[name][...] = array
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        view = dict.get(self, name)
+        if view is None:
+            raise KeyError(f"{name}: no such tensor; there are {', '.join(self)}")
+        if value is not view:  # `p[name] *= 2` ends here with the view it already changed
+            view[...] = _converted(name, value, view)
+
+    def copy(self) -> Parameters:
+        """A snapshot: the same names and values in memory of its own."""
+        twin = self.like()
+        twin.flat[:] = self.flat
+        return twin
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameters:
+        return self.copy()
+
+    def __reduce__(self) -> Any:
+        return _restore, (self.specs, self.dtype.str, {name: np.array(view) for name, view in self.items()})
+
+    def __ior__(self, tensors: Any) -> Parameters:  # type: ignore[override,misc]
+        self.update(tensors)
+        return self
+
+    def _fixed(self, *_args: Any, **_named: Any) -> NoReturn:
+        raise TypeError("the names of Parameters are fixed: tensors can be written, not added or removed")
+
+    __delitem__ = pop = popitem = clear = setdefault = _fixed  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        lines = [f"  {name}: {'x'.join(map(str, view.shape))}" for name, view in self.items()]
+        return "\n".join([f"Parameters({self.size:,} {self.dtype} values)", *lines])
+
+
+def _length(layout: tuple[_Slot, ...], dtype: np.dtype[Any]) -> int:
+    """Elements in the buffer of a layout: to the end of the last tensor's last cache line."""
+    step = _LINE // dtype.itemsize
+    return -(-layout[-1].stop // step) * step if layout else 0
+
+
+def _restore(specs: tuple[Spec, ...], dtype: str, arrays: dict[str, np.ndarray]) -> Parameters:
+    parameters = Parameters(specs, dtype)
+    for name, array in arrays.items():
+        dict.__getitem__(parameters, name)[...] = array
+    return parameters
