@@ -1,0 +1,431 @@
+"""From word ids to batches of packed rows: `Sentences` (one sequence each) and `Stream` (one long text).
+
+Both hand out `TokenBatch` objects, know their place within an epoch, and can be saved and resumed there.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .bptt import Chunk, Truncation
+from .packed import Packed, dense
+
+__all__ = ["Sentences", "Stream", "TokenBatch", "TokenData"]
+
+# Rows of one evaluation batch: enough for full-speed products, few enough that states and activations stay small.
+_EVALUATION_ROWS = 4096
+
+
+class TokenBatch:
+    """One batch of inputs and targets as packed rows.
+
+    Attributes
+    ----------
+    x, y
+        (R,) int64, the input ids and the ids to predict, one packed row each.
+    packed
+        Where the steps of the sequences stand among the rows.
+    carry
+        True when the batch continues the sequences of the batch before it, so that its state carries over.
+    tokens
+        R, the number of predictions.
+    sequences
+        How many sequences the batch holds.
+    """
+
+    __slots__ = ("carry", "packed", "sequences", "tokens", "x", "y")
+
+    def __init__(self, x: NDArray[np.int64], y: NDArray[np.int64], packed: Packed, carry: bool = False) -> None:
+        self.x = x
+        self.y = y
+        self.packed = packed
+        self.carry = carry
+        self.tokens = packed.rows
+        self.sequences = packed.batch_size
+
+    @classmethod
+    def from_sequences(cls, xs: Sequence[ArrayLike], ys: Sequence[ArrayLike]) -> TokenBatch:
+        """Pack input sequences and their targets, given in any order of lengths.
+
+        Raises
+        ------
+        TypeError
+            Ids that are not integers.
+        ValueError
+            Different numbers of sequences, or an x and a y of different lengths.
+        """
+        if len(xs) != len(ys):
+            raise ValueError(f"ys: got {len(ys)} sequences, wanted one per input sequence ({len(xs)})")
+        inputs = [_as_ids(x, f"xs[{i}]") for i, x in enumerate(xs)]
+        targets = [_as_ids(y, f"ys[{i}]") for i, y in enumerate(ys)]
+        for i, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+            if len(x) != len(y):
+                raise ValueError(f"ys[{i}]: got {len(y)} ids, wanted {len(x)}, one per id of xs[{i}]")
+        packed = Packed([len(x) for x in inputs])
+        if not inputs:
+            return cls(np.empty(0, np.int64), np.empty(0, np.int64), packed)
+        return cls(packed.pack(inputs), packed.pack(targets), packed)
+
+    def __repr__(self) -> str:
+        return f"TokenBatch({self.sequences} sequences, {self.tokens} tokens{', carried' if self.carry else ''})"
+
+
+class TokenData(ABC):
+    """What the trainer needs of training data.
+
+    Attributes
+    ----------
+    tokens
+        Predictions per epoch.
+    sequences
+        Sequences per epoch (for a stream: parallel streams).
+    position
+        Batches already handed out in the running epoch; 0 between epochs.
+    rng
+        The generator that shuffles, or None.
+    """
+
+    tokens: int
+    sequences: int
+    position: int
+    rng: np.random.Generator | None
+
+    @abstractmethod
+    def batches(self, truncation: Truncation | None = None) -> Iterator[TokenBatch]:
+        """The rest of the running epoch (all of it at position 0). Exhausting the iterator ends the epoch."""
+
+    @abstractmethod
+    def steps_per_epoch(self, truncation: Truncation | None = None) -> int:
+        """How many batches an epoch has."""
+
+    @abstractmethod
+    def evaluation_batches(self) -> Iterator[TokenBatch]:
+        """Every token once, in batches of any convenient size; the epoch's position is not touched."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What two data sets must agree on for a run to continue on the other, as JSON types."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The place within the epoch and the generator, as JSON types."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the place that `state_dict` described."""
+
+
+class Sentences(TokenData):
+    """Independent sequences of ids: x = ids[:-1], y = ids[1:] of each.
+
+    Parameters
+    ----------
+    sequences_of_ids
+        Sequences of integer ids, 1-D each. Those with fewer than two ids have nothing to predict; they are left out
+        and counted in `left_out`.
+    batch_size
+        Sequences per batch. Batches are packed rows: no padding is stored or computed, whatever the lengths.
+    shuffle
+        Draw a new order every epoch.
+    rng
+        Seed or generator for `shuffle`.
+    bucket
+        Put sequences of like length into one batch. Every time step then keeps the whole batch busy. With `shuffle`
+        equal lengths are mixed and the batches come in random order.
+
+    Raises
+    ------
+    TypeError
+        Ids that are not integers.
+    ValueError
+        No sequence with two ids, a negative id, or a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        sequences_of_ids: Iterable[ArrayLike],
+        batch_size: int = 1,
+        shuffle: bool = False,
+        rng: np.random.Generator | int | None = None,
+        bucket: bool = False,
+    ) -> None:
+        self.batch_size = _as_count("batch_size", batch_size)
+        self.shuffle = bool(shuffle)
+        self.bucket = bool(bucket)
+        self.rng = np.random.default_rng(rng) if shuffle else None
+        kept = []
+        self.left_out = 0
+        for i, sequence in enumerate(sequences_of_ids):
+            ids = _as_ids(sequence, f"sequences_of_ids[{i}]")
+            if len(ids) < 2:
+                self.left_out += 1
+            else:
+                kept.append(ids)
+        if not kept:
+            raise ValueError(
+                "sequences_of_ids: got no sequence of at least two ids, so there is nothing to predict"
+                + (f" ({self.left_out} shorter ones)" if self.left_out else "")
+            )
+        counts = np.array([len(ids) for ids in kept], np.int64)
+        self._ids = np.concatenate(kept)
+        self._starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+        self._lengths = counts - 1
+        self.sequences = len(kept)
+        self.tokens = int(self._lengths.sum())
+        self.position = 0
+        self._fixed: list[TokenBatch] | None = None
+        self._evaluation: list[TokenBatch] | None = None
+        self._order: list[NDArray[np.int64]] | NDArray[np.int64] | None = None
+        self._epoch_rng: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        options = [f"batch_size={self.batch_size}"]
+        options += [name for name in ("shuffle", "bucket") if getattr(self, name)]
+        options += [f"left_out={self.left_out}"] if self.left_out else []
+        return f"Sentences({self.sequences} sequences, {self.tokens} tokens, {', '.join(options)})"
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch()
+
+    def steps_per_epoch(self, truncation: Truncation | None = None) -> int:
+        return -(-self.sequences // self.batch_size)
+
+    def batches(self, truncation: Truncation | None = None) -> Iterator[TokenBatch]:
+        if self.position == 0:
+            self._begin_epoch()
+        if self._membership_is_fixed:
+            fixed = self._fixed_batches()
+            order = self._order
+            count = len(fixed)
+            while self.position < count:
+                index = self.position if order is None else order[self.position]
+                self.position += 1
+                yield fixed[index]
+        else:
+            groups = self._order
+            assert groups is not None
+            while self.position < len(groups):
+                group = groups[self.position]
+                self.position += 1
+                yield self._pack(group)
+        self.position = 0
+
+    def evaluation_batches(self) -> Iterator[TokenBatch]:
+        if self._evaluation is None:
+            self._evaluation = [self._pack(group) for group in self._evaluation_groups()]
+        return iter(self._evaluation)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "kind": "Sentences",
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "crc32": zlib.crc32(self._lengths, zlib.crc32(self._ids)),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "bucket": self.bucket,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "position": self.position,
+            "rng": None if self.rng is None else self.rng.bit_generator.state,
+            "epoch_rng": self._epoch_rng if self.position else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _check_position(state, self.steps_per_epoch())
+        if self.rng is not None:
+            if state["epoch_rng"] is not None:
+                self.rng.bit_generator.state = state["epoch_rng"]
+                self._begin_epoch()
+            self.rng.bit_generator.state = state["rng"]
+        elif state["position"]:
+            self._begin_epoch()
+        self.position = state["position"]
+
+    @property
+    def _membership_is_fixed(self) -> bool:
+        """Whether every epoch has the same batches, only their order may change."""
+        return self.batch_size == 1 or self.rng is None
+
+    def _fixed_batches(self) -> list[TokenBatch]:
+        if self._fixed is None:
+            self._fixed = [self._pack(group) for group in self._groups(np.arange(self.sequences))]
+        return self._fixed
+
+    def _groups(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut an order of sequences into batches, by like length where that is wanted."""
+        if self.bucket:
+            order = order[np.argsort(-self._lengths[order], kind="stable")]
+        return [order[i : i + self.batch_size] for i in range(0, self.sequences, self.batch_size)]
+
+    def _begin_epoch(self) -> None:
+        """Draw the order of the epoch that starts now."""
+        self._order = None
+        if self.rng is not None:
+            self._epoch_rng = copy.deepcopy(self.rng.bit_generator.state)
+            order = self.rng.permutation(self.sequences)
+            if self._membership_is_fixed:
+                self._order = order
+            else:
+                groups = self._groups(order)
+                if self.bucket:
+                    groups = [groups[i] for i in self.rng.permutation(len(groups))]
+                self._order = groups
+
+    def _evaluation_groups(self) -> Iterator[NDArray[np.int64]]:
+        order = np.argsort(-self._lengths, kind="stable")
+        first = 0
+        while first < len(order):
+            # The longest sequence leads, so its length bounds the group's rows.
+            count = max(1, _EVALUATION_ROWS // int(self._lengths[order[first]]))
+            yield order[first : first + count]
+            first += count
+
+    def _pack(self, group: NDArray[np.int64]) -> TokenBatch:
+        if len(group) == 1:
+            start, length = int(self._starts[group[0]]), int(self._lengths[group[0]])
+            ids = self._ids[start : start + length + 1]
+            return TokenBatch(ids[:-1], ids[1:], dense(1, length))
+        packed = Packed(self._lengths[group])
+        rows = self._starts[group][packed.sequence] + packed.step
+        return TokenBatch(self._ids[rows], self._ids[rows + 1], packed)
+
+
+class Stream(TokenData):
+    """One text cut into contiguous streams that run side by side, their state carried from step to step.
+
+    Stream i holds the predictions i * n ... (i + 1) * n - 1 of the text's len(ids) - 1, n = (len(ids) - 1) //
+    batch_size; the fewer than `batch_size` predictions that are left over at the end of the text are not used.
+
+    Parameters
+    ----------
+    ids
+        The whole text as integer ids, 1-D.
+    batch_size
+        Number of parallel streams (Zaremba: 20).
+    steps
+        Time steps per training step. By default k1 of the `Chunk` truncation that the trainer was given. Set it to
+        train with another truncation: the gradient is then cut by that scheme within each training step and always
+        at its edge.
+
+    Raises
+    ------
+    TypeError
+        Ids that are not integers.
+    ValueError
+        Fewer than batch_size + 1 ids, a negative id, or a batch size or step count below 1.
+    """
+
+    rng = None
+
+    def __init__(self, ids: ArrayLike, batch_size: int = 20, steps: int | None = None) -> None:
+        self.batch_size = _as_count("batch_size", batch_size)
+        self.steps = None if steps is None else _as_count("steps", steps)
+        text = _as_ids(ids, "ids")
+        length = (len(text) - 1) // self.batch_size
+        if length < 1:
+            raise ValueError(
+                f"ids: got {len(text)} ids for {self.batch_size} streams, wanted at least {self.batch_size + 1}"
+            )
+        self.sequences = self.batch_size
+        self.tokens = length * self.batch_size
+        self.position = 0
+        self.length = length
+        # Time-major, so that any span of time steps is one contiguous run of packed rows.
+        self._x = np.ascontiguousarray(text[: self.tokens].reshape(self.batch_size, length).T).reshape(-1)
+        self._y = np.ascontiguousarray(text[1 : self.tokens + 1].reshape(self.batch_size, length).T).reshape(-1)
+
+    def __repr__(self) -> str:
+        steps = "" if self.steps is None else f", steps={self.steps}"
+        return f"Stream({self.tokens} tokens, batch_size={self.batch_size}{steps})"
+
+    def steps_per_epoch(self, truncation: Truncation | None = None) -> int:
+        return -(-self.length // self._span(truncation))
+
+    def batches(self, truncation: Truncation | None = None) -> Iterator[TokenBatch]:
+        span = self._span(truncation)
+        count = -(-self.length // span)
+        while self.position < count:
+            first = self.position * span
+            self.position += 1
+            yield self._cut(first, min(first + span, self.length))
+        self.position = 0
+
+    def evaluation_batches(self) -> Iterator[TokenBatch]:
+        span = max(1, _EVALUATION_ROWS // self.batch_size)
+        for first in range(0, self.length, span):
+            yield self._cut(first, min(first + span, self.length))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "kind": "Stream",
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "crc32": zlib.crc32(self._y, zlib.crc32(self._x)),
+            "batch_size": self.batch_size,
+            "steps": self.steps,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "rng": None, "epoch_rng": None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _check_position(state, self.length)
+        self.position = state["position"]
+
+    def _span(self, truncation: Truncation | None) -> int:
+        if self.steps is not None:
+            return self.steps
+        if not isinstance(truncation, Chunk):
+            raise ValueError(
+                f"truncation: got {truncation!r} for a Stream, wanted Chunk(k1), which says how many time steps one "
+                "training step takes; or give the Stream its own steps=..."
+            )
+        if truncation.k2 != truncation.k1:
+            raise ValueError(
+                f"truncation: {truncation!r} reaches back {truncation.k2} steps from chunks of {truncation.k1}, but a "
+                f"training step of a Stream holds {truncation.k1} time steps; give Stream(..., steps=n) with a multiple "
+                f"n of {truncation.k1}, which cuts the gradient at every n-th step only"
+            )
+        return truncation.k1
+
+    def _cut(self, first: int, last: int) -> TokenBatch:
+        rows = slice(first * self.batch_size, last * self.batch_size)
+        return TokenBatch(self._x[rows], self._y[rows], dense(self.batch_size, last - first), carry=first > 0)
+
+
+def _as_count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: got {value!r}, wanted a whole number")
+    if value < 1:
+        raise ValueError(f"{name}: got {value}, wanted at least 1")
+    return int(value)
+
+
+def _as_ids(values: ArrayLike, name: str) -> NDArray[np.int64]:
+    ids = np.asarray(values)
+    if ids.ndim != 1:
+        raise ValueError(f"{name}: got an array of shape {ids.shape}, wanted one dimension of ids")
+    if ids.size == 0:
+        return np.empty(0, np.int64)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{name}: got {ids.dtype}, wanted integer ids")
+    if ids.min() < 0:
+        raise ValueError(f"{name}: got the id {int(ids.min())}, wanted ids from 0 on")
+    return np.ascontiguousarray(ids, np.int64)
+
+
+def _check_position(state: dict[str, Any], count: int) -> None:
+    if set(state) != {"position", "rng", "epoch_rng"}:
+        raise ValueError(f"state of the data: got the keys {sorted(state)}, wanted position, rng and epoch_rng")
+    if not 0 <= state["position"] <= count:
+        raise ValueError(f"state of the data: position {state['position']} is outside an epoch of {count} batches")
