@@ -178,7 +178,7 @@ class Parameters(dict[str, np.ndarray]):
         return sum(view.size for view in self.values())
 
     def storage(self, name: str) -> np.ndarray:
-        """The array as stored: (m, n) with padded rows for a transposed tensor of public shape (n, m), else the view."""
+        """The array as stored: (m, n) with padded rows for a transposed tensor of shape (n, m), else the view."""
         for slot in self._layout:
             if slot.spec.name == name:
                 return slot.storage(self.flat)

@@ -1,0 +1,310 @@
+"""Ragged batches as packed rows: sorted by length, time-major, no padding.
+
+A batch of B sequences is sorted by length, longest first (equal lengths keep their order). Block t holds the ``b_t``
+sequences still running at step t, so row (t, i) sits at ``offsets[t] + i`` and there are R = sum of lengths rows.
+Sequences of length zero sort last: they own no row, but they own a state.
+
+`Packed` is that arrangement, the geometry of a batch. `Batch` is a geometry together with the form in which the
+caller's arrays come and go.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Batch", "Packed", "as_real", "dense", "read_form"]
+
+_REAL_KINDS = "fiub"
+
+
+def as_real(value: Any, dtype: np.dtype[Any], name: str) -> np.ndarray:
+    """`value` as an array of `dtype`: any real number type is converted, everything else is refused.
+
+    Raises
+    ------
+    TypeError
+        For complex numbers, strings, objects and other types that are not real numbers.
+    ValueError
+        For nested sequences that do not form an array.
+    """
+    if type(value) is np.ndarray:
+        array = value
+    else:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: not an array of numbers ({error})") from None
+    if array.dtype is dtype:
+        return array
+    if array.dtype.kind not in _REAL_KINDS:
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    with np.errstate(over="ignore"):  # a value too large for float32 becomes inf, and is refused as such
+        return array.astype(dtype)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+class Packed:
+    """Where the steps of B sequences stand among the packed rows.
+
+    Parameters
+    ----------
+    lengths : array_like
+        (B,) whole numbers, none negative, in the caller's order.
+
+    Attributes
+    ----------
+    lengths : numpy.ndarray
+        (B,) int64, as given.
+    batch_size, steps, rows : int
+        B; T, the longest length; R, the sum of lengths.
+    offsets : numpy.ndarray
+        (T + 1,) int64: block t is rows ``offsets[t]:offsets[t + 1]``.
+    order : numpy.ndarray
+        (B,) int64: sorted position -> the caller's position.
+    in_order : bool
+        Whether the two are the same, that is, the lengths came sorted.
+    """
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray) -> None:
+        self.lengths = _read_only(np.array(lengths, np.int64))
+        self.batch_size = len(self.lengths)
+        self.order = _read_only(np.argsort(-self.lengths, kind="stable"))
+        self.in_order = bool((self.order[1:] > self.order[:-1]).all())
+        self.steps = int(self.lengths[self.order[0]]) if self.batch_size else 0
+        # b_t = how many lengths exceed t
+        running = self.batch_size - np.cumsum(np.bincount(self.lengths, minlength=1))[: self.steps]
+        self.offsets = _read_only(np.concatenate([np.zeros(1, np.int64), np.cumsum(running, dtype=np.int64)]))
+        self.rows = int(self.offsets[-1])
+
+    @functools.cached_property
+    def step(self) -> np.ndarray:
+        """(R,) int64: the time step of each row."""
+        return _read_only(np.repeat(np.arange(self.steps), np.diff(self.offsets)))
+
+    @functools.cached_property
+    def sequence(self) -> np.ndarray:
+        """(R,) int64: the sequence of each row, as the caller counts them."""
+        place = np.arange(self.rows) - self.offsets[self.step]
+        return _read_only(self.order[place])
+
+    @functools.cached_property
+    def joined(self) -> np.ndarray:
+        """(R,) int64: where each row stands when the sequences are joined end to end in the caller's order."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return _read_only(starts[self.sequence] + self.step)
+
+    def pack(self, sequences: Sequence[np.ndarray]) -> np.ndarray:
+        """Packed rows (R, ...) of arrays (length_i, ...): features or ids. The rows own their memory."""
+        if self.batch_size == 1:
+            return np.array(sequences[0])
+        return np.concatenate(sequences)[self.joined]
+
+    def unpack(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The inverse of `pack`: arrays (length_i, ...), views of one new buffer."""
+        joined = np.empty_like(rows)
+        joined[self.joined] = rows
+        ends = np.cumsum(self.lengths)
+        return [joined[end - length : end] for end, length in zip(ends.tolist(), self.lengths.tolist())]
+
+    def sort(self, state: np.ndarray) -> np.ndarray:
+        """A state (N, B, H) from the caller's order to the sorted one; `state` itself where they are the same."""
+        return state if self.in_order else state[:, self.order]
+
+    def unsort(self, state: np.ndarray) -> np.ndarray:
+        """The inverse of `sort`."""
+        if self.in_order:
+            return state
+        result = np.empty_like(state)
+        result[:, self.order] = state
+        return result
+
+
+class Batch:
+    """A geometry, and the form of the arrays that the caller passes and gets back.
+
+    Attributes
+    ----------
+    geometry : Packed
+    form : str
+        ``"single"``: one sequence (T, F); ``"padded"``: (B, T, F), steps beyond a sequence's length ignored on the way
+        in and zero on the way out; ``"list"``: B arrays (T_i, F).
+    steps : int
+        T of the padded form, which may exceed every length.
+    """
+
+    __slots__ = ("form", "geometry", "steps")
+
+    def __init__(self, geometry: Packed, form: str, steps: int) -> None:
+        self.geometry = geometry
+        self.form = form
+        self.steps = steps
+
+    def shape(self, width: int) -> str:
+        """The shape of an array of this form, in words."""
+        if self.form == "list":
+            return f"a list of {self.geometry.batch_size} arrays (length_i, {width})"
+        sizes = (self.steps, width) if self.form == "single" else (self.geometry.batch_size, self.steps, width)
+        return f"shape {sizes}"
+
+    def pack(self, value: Any, width: int, dtype: np.dtype[Any], name: str, *, own: bool = False) -> np.ndarray:
+        """Check an array (or list) of this form and arrange it as packed rows.
+
+        Parameters
+        ----------
+        value : array or list of arrays
+            In this batch's form.
+        width : int
+            Expected features per step.
+        dtype : numpy.dtype
+            Dtype of the rows; real numbers of other types are converted.
+        name : str
+            The argument's name, for errors.
+        own : bool
+            Whether the rows must not share memory with `value`.
+
+        Returns
+        -------
+        numpy.ndarray
+            (R, width), C-contiguous and aligned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where `value` is not what this form wants.
+        """
+        if self.form == "list":
+            return self._pack_list(value, width, dtype, name)
+        array = as_real(value, dtype, name)
+        geometry = self.geometry
+        if self.form == "single":
+            if array.shape != (self.steps, width):
+                raise ValueError(f"{name} must have {self.shape(width)}, got {array.shape}")
+        else:
+            if array.shape != (geometry.batch_size, self.steps, width):
+                raise ValueError(f"{name} must have {self.shape(width)}, got {array.shape}")
+            if geometry.rows != geometry.batch_size * self.steps:
+                # the layout of what fancy indexing returns follows the array's, whatever its order
+                return np.ascontiguousarray(array[geometry.sequence, geometry.step])
+            array = array[0] if geometry.batch_size == 1 else array.transpose(1, 0, 2)
+        if geometry.rows != self.steps * geometry.batch_size:  # a single sequence, cut short by its length
+            array = array[: geometry.rows]
+        flags = array.flags
+        if own or not (flags.c_contiguous and flags.aligned):
+            array = np.array(array, order="C")
+        return array if array.ndim == 2 else array.reshape(geometry.rows, width)
+
+    def _pack_list(self, value: Any, width: int, dtype: np.dtype[Any], name: str) -> np.ndarray:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"{name} must be {self.shape(width)}, not {type(value).__name__}")
+        lengths = self.geometry.lengths.tolist()
+        if len(value) != len(lengths):
+            raise ValueError(f"{name} must be {self.shape(width)}, got {len(value)} arrays")
+        arrays = []
+        for i, (item, length) in enumerate(zip(value, lengths)):
+            array = as_real(item, dtype, f"{name}[{i}]")
+            if array.shape != (length, width):
+                raise ValueError(f"{name}[{i}] must have shape {(length, width)}, got {array.shape}")
+            arrays.append(array)
+        if not arrays:
+            return np.empty((0, width), dtype)
+        return np.ascontiguousarray(self.geometry.pack(arrays))
+
+    def unpack(self, rows: np.ndarray) -> Any:
+        """Packed rows (R, width) in the caller's form.
+
+        Where all sequences are equally long the result is a view of `rows`; for several sequences its memory stays
+        time-major (the array is not C-contiguous), which costs nothing here and nothing on the way back in.
+        """
+        geometry, width = self.geometry, rows.shape[1]
+        if self.form == "list":
+            return geometry.unpack(rows)
+        if geometry.rows == geometry.batch_size * self.steps:
+            if self.form == "single":
+                return rows
+            return rows.reshape(self.steps, geometry.batch_size, width).transpose(1, 0, 2)
+        result = np.zeros((geometry.batch_size, self.steps, width), rows.dtype)
+        result[geometry.sequence, geometry.step] = rows
+        return result[0] if self.form == "single" else result
+
+    def place(self, row: int, column: int) -> str:
+        """Where the caller finds an element of the packed rows."""
+        sequence, step = int(self.geometry.sequence[row]), int(self.geometry.step[row])
+        if self.form == "list":
+            return f"[{sequence}][{step}, {column}]"
+        return f"[{step}, {column}]" if self.form == "single" else f"[{sequence}, {step}, {column}]"
+
+
+@functools.lru_cache(maxsize=256)
+def dense(batch: int, steps: int) -> Packed:
+    """The geometry of `batch` sequences of `steps` steps each."""
+    return Packed(np.full(batch, steps, np.int64))
+
+
+@functools.lru_cache(maxsize=256)
+def _dense_batch(batch: int, steps: int) -> Batch:
+    return Batch(dense(batch, steps), "padded", steps)
+
+
+@functools.lru_cache(maxsize=256)
+def _single(steps: int) -> Batch:
+    return Batch(dense(1, steps), "single", steps)
+
+
+def _read_lengths(lengths: Any, batch: int, steps: int) -> np.ndarray:
+    array = np.asarray(lengths)
+    if array.shape != (batch,):
+        raise ValueError(f"lengths must have shape ({batch},), one for each sequence, got {array.shape}")
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"lengths must be whole numbers, got dtype {array.dtype}")
+    wrong = np.flatnonzero((array < 0) | (array > steps))
+    if wrong.size:
+        i = int(wrong[0])
+        raise ValueError(f"lengths must lie between 0 and the {steps} steps of x, got lengths[{i}] = {array[i]}")
+    return array.astype(np.int64)
+
+
+def read_form(x: Any, lengths: Any = None) -> Batch:
+    """Find out in which form a batch comes: (T, F), (B, T, F) with or without `lengths`, or a list of (T_i, F).
+
+    Only shapes are looked at; `Batch.pack` checks the rest.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `x` is none of these forms, or `lengths` does not fit it.
+    """
+    if isinstance(x, (list, tuple)):
+        if lengths is not None:
+            raise ValueError("lengths belongs to a padded array; a list of arrays has its lengths already")
+        return Batch(Packed(np.array([_list_length(item, i) for i, item in enumerate(x)], np.int64)), "list", 0)
+    shape = np.shape(x)
+    if len(shape) == 2:
+        if lengths is None:
+            return _single(shape[0])
+        return Batch(Packed(_read_lengths(lengths, 1, shape[0])), "single", shape[0])
+    if len(shape) != 3:
+        raise ValueError(
+            "x must be (batch, time, features), (time, features) or a list of (time_i, features) arrays, "
+            f"got an array of shape {shape}"
+        )
+    if lengths is None:
+        return _dense_batch(shape[0], shape[1])
+    return Batch(Packed(_read_lengths(lengths, shape[0], shape[1])), "padded", shape[1])
+
+
+def _list_length(item: Any, i: int) -> int:
+    try:
+        shape = np.shape(item)
+    except ValueError as error:
+        raise ValueError(f"x[{i}]: not an array of numbers ({error})") from None
+    if len(shape) != 2:
+        raise ValueError(f"x[{i}] must be (time, features), got shape {shape}")
+    return int(shape[0])
