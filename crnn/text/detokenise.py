@@ -1,4 +1,4 @@
-"""Readable text from tokens: the way back from NLTK's word tokenisation, for reading, not for byte-exact round trips."""
+"""Readable text from tokens: the way back from word tokenisation, for reading, not for byte-exact round trips."""
 
 from __future__ import annotations
 

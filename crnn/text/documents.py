@@ -7,10 +7,9 @@ import csv
 import gzip
 import io
 import os
-import re
-import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +28,6 @@ _BOMS = (
 _LONGEST_FIELD = 1 << 26  # characters; a field beyond this is a quotation mark that nobody closed
 _PROGRESS_EVERY = 256
 _CHUNK = 1 << 16
-_BLANK_LINE = re.compile(r"(?:\r\n|\r|\n)[ \t]*(?:\r\n|\r|\n)\s*")
 _UNITS = ("paragraph", "line", "file")
 
 
@@ -63,16 +61,11 @@ class Documents:
 
     def __iter__(self) -> Iterator[str]:
         total = self.path.stat().st_size
-        with _open(self.path) as (raw, binary), io.TextIOWrapper(binary, self.encoding, newline="") as stream:
-            try:
-                for number, document in enumerate(self._rows(stream)):
-                    if self._progress is not None and number % _PROGRESS_EVERY == 0:
-                        self._progress(raw.tell(), total)
-                    yield document
-            except UnicodeDecodeError as error:
-                raise _decoding_error(self.path, self.encoding, error) from None
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise OSError(f"{self.path}: damaged gzip file ({error})") from None
+        with _text_stream(self.path, self.encoding) as (raw, stream):
+            for number, document in enumerate(self._rows(stream)):
+                if self._progress is not None and number % _PROGRESS_EVERY == 0:
+                    self._progress(raw.tell(), total)
+                yield document
         if self._progress is not None:
             self._progress(total, total)
 
@@ -133,14 +126,20 @@ def read_csv(
     if len(delimiter) != 1:
         raise ValueError(f"delimiter: got {delimiter!r}, wanted one character")
     encoding = _encoding_of(path, encoding)
-    first = next(iter(Documents(path, encoding, lambda stream: _first_row(path, stream, delimiter))), None)
+    with _text_stream(path, encoding) as (_, stream):
+        first = next(_rows(path, stream, delimiter), None)
     if first is None:
         raise ValueError(f"{path}: the file is empty")
-    # the probe joins the fields with a character that no decoded CSV field can hold unescaped
-    fields = tuple(first.split(_JOINT))
-    index = _column_index(path, column, fields, header)
-    columns = tuple(name.strip() for name in fields) if header else ()
-    return Documents(path, encoding, lambda stream: _rows(path, stream, delimiter, index, header), columns, progress)
+    names = tuple(name.strip() for name in first)
+    index = _column_index(path, column, names, header)
+
+    def documents(stream: IO[str]) -> Iterator[str]:
+        rows = _rows(path, stream, delimiter, index)
+        if header:
+            next(rows, None)
+        return (row[index] for row in rows)
+
+    return Documents(path, encoding, documents, names if header else (), progress)
 
 
 def read_text(
@@ -209,10 +208,7 @@ def detect_encoding(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     with _open(path) as (_, binary):
-        try:
-            head = binary.read(_CHUNK)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise OSError(f"{path}: damaged gzip file ({error})") from None
+        head = binary.read(_CHUNK)
     for mark, name in _BOMS:
         if head.startswith(mark):
             return name
@@ -230,21 +226,33 @@ def detect_encoding(path: str | os.PathLike[str]) -> str:
 _ENCODING_HINT = "encoding={0!r} (--encoding {0})"
 
 
-class _open:
-    """Opens a file and sees through gzip. Gives (the file itself, for its position; the decompressed bytes)."""
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """A file, gzip seen through: (the file itself, for its position; its decompressed bytes)."""
+    with open(path, "rb") as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not compressed:
+            yield raw, raw
+            return
+        try:
+            with gzip.GzipFile(fileobj=raw) as binary:
+                yield raw, binary
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise OSError(f"{path}: damaged gzip file ({error})") from None
 
-    def __init__(self, path: Path) -> None:
-        self.raw: IO[bytes] = open(path, "rb")  # noqa: SIM115  closed by __exit__
-        compressed = self.raw.read(2) == b"\x1f\x8b"
-        self.raw.seek(0)
-        self.binary: IO[bytes] = gzip.GzipFile(fileobj=self.raw) if compressed else self.raw
 
-    def __enter__(self) -> tuple[IO[bytes], IO[bytes]]:
-        return self.raw, self.binary
-
-    def __exit__(self, *exception: object) -> None:
-        self.binary.close()
-        self.raw.close()
+@contextmanager
+def _text_stream(path: Path, encoding: str) -> Iterator[tuple[IO[bytes], IO[str]]]:
+    """(The file itself; its decoded text.) Decoding errors are told with their position in the file."""
+    with _open(path) as (raw, binary):
+        stream = io.TextIOWrapper(binary, encoding, newline="")  # type: ignore[type-var]
+        try:
+            yield raw, stream
+        except UnicodeDecodeError as error:
+            raise _decoding_error(path, encoding, error) from None
+        finally:
+            stream.detach()
 
 
 def _suffix(path: Path) -> str:
@@ -256,15 +264,14 @@ def _encoding_of(path: Path, encoding: str | None) -> str:
     if encoding is None:
         return detect_encoding(path)
     try:
-        info = codecs.lookup(encoding)
+        name = codecs.lookup(encoding).name
+        io.TextIOWrapper(io.BytesIO(), encoding)  # refuses the codecs that are no text encodings
     except LookupError:
-        raise ValueError(f"encoding: Python knows no encoding {encoding!r}") from None
-    if not info._is_text_encoding:
-        raise ValueError(f"encoding: {encoding!r} is not a text encoding")
+        raise ValueError(f"encoding: Python knows no text encoding {encoding!r}") from None
     with open(path, "rb"):
         pass  # a missing file is an error of this call, not of the first loop
     # "utf-8" would leave the byte order mark in the first word
-    return "utf-8-sig" if info.name == "utf-8" else encoding
+    return "utf-8-sig" if name == "utf-8" else encoding
 
 
 def _decoding_error(path: Path, encoding: str, error: UnicodeDecodeError) -> ValueError:
@@ -293,52 +300,27 @@ def _decoding_error(path: Path, encoding: str, error: UnicodeDecodeError) -> Val
 
 # ---------------------------------------------------------------------------------------------------- CSV
 
-_JOINT = "\0\n"
 
-
-def _reader(stream: IO[str], delimiter: str) -> Iterator[list[str]]:
+def _rows(path: Path, stream: IO[str], delimiter: str, index: int = 0) -> Iterator[list[str]]:
+    """All rows that are not empty; each must have a field number `index`."""
     # the module's limit of 131,072 characters is per process and too small for long posts
-    csv.field_size_limit(max(csv.field_size_limit(), min(_LONGEST_FIELD, sys.maxsize)))
-    return csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
-
-
-def _csv_error(path: Path, line: int, error: csv.Error) -> ValueError:
-    return ValueError(f"{path}: line {line}: {error}; is a quotation mark never closed?")
-
-
-def _first_row(path: Path, stream: IO[str], delimiter: str) -> Iterator[str]:
-    reader = _reader(stream, delimiter)
-    try:
-        for row in reader:
-            if row:
-                yield _JOINT.join(row)
-                return
-    except csv.Error as error:
-        raise _csv_error(path, reader.line_num, error) from None  # type: ignore[attr-defined]
-
-
-def _rows(path: Path, stream: IO[str], delimiter: str, index: int, header: bool) -> Iterator[str]:
-    reader = _reader(stream, delimiter)
-    skip = header
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
     try:
         for row in reader:
             if not row:
                 continue
-            if skip:
-                skip = False
-                continue
             if len(row) <= index:
                 raise ValueError(
-                    f"{path}: line {reader.line_num}: the row has {len(row)} field(s), "  # type: ignore[attr-defined]
-                    f"column {index} (counted from 0) was wanted"
+                    f"{path}: line {reader.line_num}: the row has {len(row)} field(s), "
+                    f"but column {index} (counted from 0) was asked for"
                 )
-            yield row[index]
+            yield row
     except csv.Error as error:
-        raise _csv_error(path, reader.line_num, error) from None  # type: ignore[attr-defined]
+        raise ValueError(f"{path}: line {reader.line_num}: {error}; is a quotation mark never closed?") from None
 
 
-def _column_index(path: Path, column: int | str, fields: tuple[str, ...], header: bool) -> int:
-    names = [field.strip() for field in fields]
+def _column_index(path: Path, column: int | str, names: tuple[str, ...], header: bool) -> int:
     if isinstance(column, str):
         if header and names.count(column) > 1:
             raise ValueError(f"column: {path} has {names.count(column)} columns named {column!r}; give the number")
@@ -355,7 +337,7 @@ def _column_index(path: Path, column: int | str, fields: tuple[str, ...], header
     return column
 
 
-def _listing(names: list[str], most: int = 30) -> str:
+def _listing(names: tuple[str, ...], most: int = 30) -> str:
     shown = [f"{name[:60]!r} ({number})" for number, name in enumerate(names[:most])]
     if len(names) > most:
         shown.append(f"and {len(names) - most} more")
@@ -385,8 +367,3 @@ def _paragraphs(stream: IO[str]) -> Iterator[str]:
             paragraph = []
     if paragraph:
         yield "".join(paragraph).strip()
-
-
-def split_paragraphs(document: str) -> list[str]:
-    """The parts of a document between blank lines, empty ones left out."""
-    return [part for part in _BLANK_LINE.split(document.strip()) if part]
