@@ -1,0 +1,35 @@
+"""The peers: one module each, loaded by its own worker process.
+
+A module has three functions. ``versions()`` names what is installed and raises ImportError where it is not;
+``setup(threads)`` fixes the thread count; ``cases(workload, arrays, threads)`` returns the ways in which this peer can
+run a workload, best known first, or raises :class:`Unsupported`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+PEERS = ("crnn", "torch", "jax", "onnxruntime", "keras", "notes_numpy")
+
+
+class Unsupported(Exception):
+    """A peer has no such cell, dtype or mode."""
+
+
+@dataclasses.dataclass
+class Case:
+    """One way of running a workload.
+
+    Attributes
+    ----------
+    run
+        Does the work of one timed call and waits until it is finished.
+    result
+        Computes, from the initial weights, what has to agree between peers: name -> array.
+    """
+
+    run: Callable[[], object]
+    result: Callable[[], dict[str, np.ndarray]]

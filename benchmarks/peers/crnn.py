@@ -1,0 +1,164 @@
+"""crnn itself, through its public interface only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import crnn
+from benchmarks.peers import Case
+from benchmarks.peers.common import (
+    CHECKED_SENTENCES,
+    CLIP_NORM,
+    LEARNING_RATE,
+    STREAM_RATE,
+    sampled,
+    sentences,
+    time_major,
+    with_embedding,
+)
+from benchmarks.workloads import Workload
+
+LAYERS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"crnn": crnn.__version__, "numpy": np.__version__, "scipy": version("scipy")}
+
+
+def setup(threads: int) -> None:
+    crnn.set_num_threads(threads)
+
+
+def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> dict[str, Case]:
+    if workload.kind == "step":
+        return {"stream": _stream_steps(workload, arrays), "step": _steps(workload, arrays)}
+    if workload.kind == "sentences":
+        return {"sgd_step": _sentences(workload, arrays)}
+    if workload.kind == "stream":
+        return {"Trainer": _stream(workload, arrays)}
+    return {"layer": _layer_case(workload, arrays)}
+
+
+def _options(workload: Workload) -> dict[str, Any]:
+    # PyTorch's form of the GRU, in every comparison.
+    return {"reset_after": True, "z_weighs": "state"} if workload.cell == "gru" else {}
+
+
+def _layer(workload: Workload, arrays: dict[str, np.ndarray]) -> Any:
+    make = getattr(crnn, LAYERS[workload.cell])
+    layer = make(workload.input, workload.hidden, workload.layers, dtype=np.dtype(workload.dtype), **_options(workload))
+    for name, parameter in layer.params.items():
+        parameter[...] = arrays[name]
+    return layer
+
+
+def _layer_case(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
+    layer, x, dy = _layer(workload, arrays), arrays["x"], arrays["dy"]
+    lengths = arrays.get("lengths")
+    truncation = crnn.bptt.Window(workload.window) if workload.window else None
+
+    def train() -> Any:
+        run = layer.forward(x, lengths=lengths)
+        return run, run.backward(dy, truncation=truncation)
+
+    def infer() -> Any:
+        return layer(x, lengths=lengths)[0]
+
+    def result() -> dict[str, np.ndarray]:
+        if not workload.train:
+            return sampled({"output": infer()})
+        run, back = train()
+        gradients = {f"d_{name}": gradient for name, gradient in back.params.items()}
+        return sampled({"output": run.output, "d_input": back.input, **gradients})
+
+    return Case(train if workload.train else infer, result)
+
+
+def _steps(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
+    layer = _layer(workload, arrays)
+    inputs = list(time_major(arrays["x"]))
+
+    def run() -> np.ndarray:
+        state = None
+        for x in inputs:
+            y, state = layer.step(x, state)
+        return y
+
+    return Case(run, lambda: {"last": np.array(run())})
+
+
+def _stream_steps(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
+    stream = _layer(workload, arrays).stream(batch=workload.batch)
+    inputs = list(time_major(arrays["x"]))
+
+    def run() -> np.ndarray:
+        stream.reset()
+        step = stream.step
+        for x in inputs:
+            y = step(x)
+        return y
+
+    return Case(run, lambda: {"last": np.array(run())})
+
+
+def _model(workload: Workload, arrays: dict[str, np.ndarray], embedding: int | None, bias: bool) -> Any:
+    model = crnn.LanguageModel(
+        workload.vocabulary, workload.cell, workload.hidden, workload.layers, embedding_size=embedding, bias=bias,
+        dtype=np.dtype(workload.dtype), **_options(workload),
+    )  # fmt: skip
+    for name, parameter in model.params.items():
+        parameter[...] = arrays[name]
+    return model
+
+
+def _update(model: Any, arrays: dict[str, np.ndarray], label: str) -> dict[str, np.ndarray]:
+    changed = {name: p - arrays[name] for name, p in model.params.items()}
+    return sampled({f"{label}: update of {name}": a for name, a in changed.items()})
+
+
+def _sentences(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
+    pairs = sentences(arrays)
+    window = crnn.bptt.Window(workload.window)
+    model = _model(workload, arrays, embedding=None, bias=False)
+
+    def run() -> None:
+        for x, y in pairs:
+            model.sgd_step(x, y, LEARNING_RATE, window)
+
+    def result() -> dict[str, np.ndarray]:
+        truncated = _model(workload, arrays, embedding=None, bias=False)
+        other = with_embedding(workload, arrays)
+        full = _model(workload, other, embedding=workload.hidden, bias=False)
+        for x, y in pairs[:CHECKED_SENTENCES]:
+            truncated.sgd_step(x, y, LEARNING_RATE, window)
+            full.sgd_step(x, y, LEARNING_RATE)
+        results = {**_update(full, other, "embedding, full")}
+        changed = {name: p - arrays[name] for name, p in truncated.params.items()}
+        return results | {f"one-hot, truncated: update of {name}": a for name, a in changed.items()}
+
+    return Case(run, result)
+
+
+def _stream(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
+    def learn(model: Any) -> None:
+        trainer = crnn.Trainer(
+            model,
+            optimizer=crnn.optim.SGD(STREAM_RATE),
+            truncation=crnn.bptt.Chunk(workload.time),
+            normalise="sequences",
+            schedule=None,
+            clip_norm=CLIP_NORM,
+        )
+        trainer.fit(crnn.data.Stream(arrays["ids"], batch_size=workload.batch), epochs=1)
+
+    def result() -> dict[str, np.ndarray]:
+        fresh = _model(workload, arrays, embedding=workload.input, bias=True)
+        learn(fresh)
+        return _update(fresh, arrays, "stream")
+
+    model = _model(workload, arrays, embedding=workload.input, bias=True)
+    return Case(lambda: learn(model), result)

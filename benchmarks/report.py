@@ -1,0 +1,269 @@
+"""Write the results: JSON, a Markdown page with tables, and plots."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Record, fastest, gflops, ratio, rival, seconds, share, summarise, workload_of
+from benchmarks.peers import PEERS
+from benchmarks.workloads import Workload, groups
+
+HEADINGS = {
+    "layer-training": "Layer training: forward and backward, float32",
+    "batch1-training": "Layer training, one sequence, float32",
+    "odd-training": "Layer training on shapes that nothing was tuned for, float32",
+    "ragged-training": "Ragged batches: forward and backward, float32",
+    "step": "Streaming: one time step per call, batch 1, the Python call included",
+    "inference": "Batch inference, float32",
+    "notes": "The notes' run: SGD after every sentence",
+    "zaremba": "Zaremba's language models: a training step with clipping and SGD, no dropout",
+    "float64-training": "Layer training, float64",
+    "scaling-hidden": "Scaling with the hidden size",
+    "scaling-batch": "Scaling with the batch",
+    "scaling-vocabulary": "Scaling with the vocabulary: a one-layer LSTM language model",
+    "scaling-window": "Truncation: cost of Window(k), k = 0 is full back-propagation",
+}
+
+
+def write_json(run: dict[str, Any], path: Path) -> None:
+    """Write the run atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(run, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def measure_of(workload: Workload) -> tuple[str, Callable[[Record, float], float], str]:
+    """Return the unit in which a kind of workload is told, its value from (record, seconds of a call), and a format."""
+    if workload.kind == "step":
+        return "us/step", lambda record, time: time / record["tokens"] * 1e6, ".2f"
+    if workload.kind in ("sentences", "stream"):
+        return "words/s", lambda record, time: record["tokens"] / time, ",.0f"
+    return "GFLOP/s", lambda record, time: record["flops"] / time / 1e9, ".1f"
+
+
+def markdown(run: dict[str, Any]) -> str:
+    """Return the whole report as Markdown."""
+    records: list[Record] = run["records"]
+    counts = sorted({record["threads"] for record in records}, reverse=True)
+    parts = ["# Benchmark results", _machine(run)]
+    for threads in counts:
+        parts += [f"## Summary, {_threads(threads)}", _summary(records, threads)]
+    for group in groups():
+        for threads in counts:
+            chosen = [r for r in records if r["threads"] == threads and workload_of(r).group == group]
+            if chosen:
+                parts += [f"## {HEADINGS[group]}, {_threads(threads)}", _table(chosen)]
+    reasons = [(r["name"], peer, why) for r in records for peer, why in r["refused"].items() if "disagrees" in why]
+    refused = sorted({f"- {name}: {peer}: {why}" for name, peer, why in reasons})
+    if refused:
+        parts += ["## Not timed because the results disagree", "\n".join(refused)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _threads(count: int) -> str:
+    return "one thread" if count == 1 else f"{count} threads"
+
+
+def _machine(run: dict[str, Any]) -> str:
+    machine, build = run["machine"], run["build"]
+    commits = sorted({record.get("commit", "unknown") for record in run["records"]}) or [machine["commit"]]
+    peaks: dict[tuple[int, str], float] = {}
+    for record in run["records"]:
+        key = (record["threads"], record["workload"]["dtype"])
+        peaks[key] = max(peaks.get(key, 0.0), record["peak"] or 0.0)
+    peak = ", ".join(f"{value:.0f} ({dtype}, {_threads(n)})" for (n, dtype), value in sorted(peaks.items()))
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(run["versions"].items()))
+    blas = "; ".join(f"{key} {value}" for key, value in build.get("blas", {}).items()) or "?"
+    processor = f"{machine['processor']} (family/model/stepping {machine['family']}), {machine['processors']} in use"
+    lines = [
+        f"- processor: {processor}; {', '.join(machine['caches'])}",
+        f"- multiply-add peak measured in this run, GFLOP/s: {peak}",
+        f"- system: {machine['system']}, Python {machine['python']}; {machine['date']}",
+        f"- crnn: commit {', '.join(commits)}, instruction set {build.get('isa', '?')}, BLAS {blas}",
+        f"- versions: {versions}",
+        f"- {run['settings']['rounds']} interleaved rounds of {run['settings']['seconds']} s per peer; medians",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(records: list[Record], threads: int) -> str:
+    rows = ["| work | worst | goal | geometric mean | goal | workloads | met | worst at |"]
+    rows.append("|---|--:|--:|--:|--:|--:|---|---|")
+    for line in summarise(records, threads):
+        rows.append(
+            f"| {line.label} | {line.worst:.2f} | {line.worst_goal:g} | {line.mean:.2f} | {line.mean_goal:g} "
+            f"| {line.count} | {'yes' if line.met else 'no'} | {line.where} |"
+        )
+    return "\n".join(rows)
+
+
+def _table(records: list[Record]) -> str:
+    present = [peer for peer in PEERS if peer != "crnn" and any(peer in r["peers"] for r in records)]
+    columns = [
+        (peer, variant)
+        for peer in present
+        for variant in dict.fromkeys(v for r in records for v in r["peers"].get(peer, {}))
+    ]
+    unit, value, style = measure_of(workload_of(records[0]))
+    names = [f"{p} {v}" if sum(p == q for q, _ in columns) > 1 else p for p, v in columns]
+    rows = [
+        f"| cell | shape | crnn, {unit} | spread | of peak | {''.join(n + ' | ' for n in names)}best rival | ratio |",
+        "|---|---|--:|--:|--:|" + "--:|" * len(columns) + "---|--:|",
+    ]
+    for record in records:
+        workload = workload_of(record)
+        ours, best, of_peak, quotient = fastest(record, "crnn"), rival(record), share(record), ratio(record)
+        cells = [workload.cell, workload.shape]
+        if ours:
+            cells += [format(value(record, ours[1]["seconds"]), style)]
+            cells += [f"{100 * ours[1]['spread'] / ours[1]['seconds']:.1f} %"]
+        else:
+            cells += ["-", "-"]
+        cells.append(f"{100 * of_peak:.0f} %" if of_peak and workload.kind != "step" else "-")
+        for peer, variant in columns:
+            timed = record["peers"].get(peer, {}).get(variant)
+            cells.append(format(value(record, timed["seconds"]), style) if timed else "-")
+        cells += [best[0] if best else "-", f"{quotient:.2f}" if quotient else "-"]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def write_plots(run: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw every plot for which there are records, at the largest thread count; return the files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    records: list[Record] = run["records"]
+    if not records:
+        return []
+    threads = max(record["threads"] for record in records)
+    mine = [record for record in records if record["threads"] == threads]
+    drawn = []
+    for name, chosen in (
+        ("training", ("layer-training", "batch1-training")),
+        ("odd-training", ("odd-training",)),
+        ("ragged", ("ragged-training",)),
+        ("inference", ("inference",)),
+        ("step", ("step",)),
+        ("language-models", ("notes", "zaremba")),
+    ):
+        some = [record for record in mine if workload_of(record).group in chosen]
+        if some:
+            drawn.append(_bars(some, threads, folder / f"{name}.png"))
+    for group, axis, label in (
+        ("scaling-hidden", "hidden", "hidden size"),
+        ("scaling-batch", "batch", "batch"),
+        ("scaling-vocabulary", "vocabulary", "vocabulary"),
+        ("scaling-window", "window", "window k (full at the dashed line)"),
+    ):
+        some = [record for record in mine if workload_of(record).group == group]
+        if some:
+            drawn.append(_curves(some, axis, label, threads, folder / f"{group}.png"))
+    if len({record["threads"] for record in records}) > 1:
+        drawn.append(_scaling_with_threads(records, folder / "scaling-threads.png"))
+    return drawn
+
+
+COLOURS = {
+    "crnn": "#c23b22", "torch": "#e8a33d", "jax": "#4b7f9e", "onnxruntime": "#6a994e", "keras": "#8d6a9f",
+    "notes_numpy": "#9a9a9a",
+}  # fmt: skip
+
+
+def _save(figure: Any, path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def _bars(records: list[Record], threads: int, path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    cells = [cell for cell in ("rnn", "lstm", "gru") if any(workload_of(r).cell == cell for r in records)]
+    figure, axes = plt.subplots(len(cells), 1, figsize=(10, 2.9 * len(cells)), layout="constrained", squeeze=False)
+    unit, value, _ = measure_of(workload_of(records[0]))
+    for axis, cell in zip(axes[:, 0], cells, strict=True):
+        some = [record for record in records if workload_of(record).cell == cell]
+        peers = [peer for peer in PEERS if any(peer in record["peers"] for record in some)]
+        width = 0.8 / len(peers)
+        for k, peer in enumerate(peers):
+            points = [(x, seconds(record, peer)) for x, record in enumerate(some)]
+            places = [x + (k - (len(peers) - 1) / 2) * width for x, time in points if time]
+            heights = [value(some[x], time) for x, time in points if time]
+            axis.bar(places, heights, width, label=peer, color=COLOURS[peer])
+        if unit == "GFLOP/s" and all(record["peak"] for record in some):
+            peak = max(record["peak"] for record in some)
+            axis.axhline(peak, color="black", linewidth=1, linestyle="--", label="peak")
+        elif unit == "words/s":
+            axis.set_yscale("log")
+        labels = [workload_of(record).shape.replace(", ", "\n") for record in some]
+        axis.set_xticks(range(len(some)), labels, fontsize=7)
+        axis.set_ylabel(unit)
+        axis.set_title(f"{cell.upper()}, {_threads(threads)}", fontsize=10)
+    axes[0, 0].legend(fontsize=7, ncols=7)
+    return _save(figure, path)
+
+
+def _curves(records: list[Record], attribute: str, label: str, threads: int, path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    cells = list(dict.fromkeys(workload_of(record).cell for record in records))
+    unit, value, _ = measure_of(workload_of(records[0]))
+    by_window = attribute == "window"
+    figure, axes = plt.subplots(1, len(cells), figsize=(4.2 * len(cells), 3.4), layout="constrained", squeeze=False)
+    for axis, cell in zip(axes[0], cells, strict=True):
+        some = [record for record in records if workload_of(record).cell == cell]
+        for peer in PEERS:
+            timed = [(getattr(workload_of(r), attribute), r, seconds(r, peer)) for r in some]
+            shown = [(x, record, time) for x, record, time in timed if time and (x or not by_window)]
+            points = sorted((x, 1e3 * time if by_window else value(record, time)) for x, record, time in shown)
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=peer, color=COLOURS[peer])
+            if by_window:
+                for time in (time for x, _, time in timed if time and not x):
+                    axis.axhline(1e3 * time, linestyle="--", linewidth=1, color=COLOURS[peer])
+        peak = max((record["peak"] or 0.0 for record in some), default=0.0)
+        if unit == "GFLOP/s" and peak and not by_window:
+            axis.axhline(peak, color="black", linewidth=1, linestyle="--", label="peak")
+        axis.set_xscale("log", base=2 if attribute != "vocabulary" else 10)
+        axis.set_xlabel(label)
+        axis.set_ylabel("ms per forward and backward" if by_window else unit)
+        axis.set_ylim(bottom=0)
+        axis.set_title(f"{cell.upper()}, {_threads(threads)}", fontsize=10)
+    axes[0, 0].legend(fontsize=7)
+    return _save(figure, path)
+
+
+def _scaling_with_threads(records: list[Record], path: Path) -> Path:
+    """Speed against the thread count, the batched training shapes."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    counts = sorted({record["threads"] for record in records})
+    for cell, style in (("rnn", ":"), ("lstm", "-"), ("gru", "--")):
+        for peer in PEERS:
+            per_count = {}
+            for threads in counts:
+                chosen = [r for r in records if r["threads"] == threads and workload_of(r).group == "layer-training"]
+                speeds = [gflops(r, peer) for r in chosen if workload_of(r).cell == cell]
+                known = [speed for speed in speeds if speed]
+                if known:
+                    per_count[threads] = sum(known) / len(known)
+            if len(per_count) > 1:
+                look = {"marker": "o", "markersize": 3, "color": COLOURS[peer], "label": f"{peer} {cell}"}
+                axis.plot(list(per_count), list(per_count.values()), style, **look)
+    axis.set_xticks(counts)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("threads")
+    axis.set_ylabel("GFLOP/s, mean over the batched shapes")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=6, ncols=2)
+    return _save(figure, path)

@@ -1,0 +1,153 @@
+"""The process of one peer: prepares, checks and times workloads when the runner says so, and sleeps between.
+
+Commands and answers are JSON, one a line, on standard input and the original standard output; whatever a peer prints
+goes to standard error.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import Case, Unsupported
+from benchmarks.workloads import Workload
+
+ROOT = Path(__file__).resolve().parent.parent
+LONG_CALL = 0.5  # seconds: beyond this, what another process left in the caches no longer matters
+
+
+class Worker:
+    """State of a worker: the peer's module and the cases of the workload at hand."""
+
+    def __init__(self, peer: str, threads: int) -> None:
+        self.threads = threads
+        self.peer = importlib.import_module(f"benchmarks.peers.{peer}")
+        self.peer.setup(threads)
+        self.cases: dict[str, Case] = {}
+
+    def info(self) -> dict[str, Any]:
+        return {"versions": self.peer.versions()}
+
+    def prepare(self, workload: dict[str, Any], arrays: str, results: str) -> dict[str, Any]:
+        """Build every case, run each once and write its results to ``results`` + variant + ``.npz``."""
+        self.cases = {}
+        gc.collect()
+        described = Workload.from_json(workload)
+        with np.load(arrays) as stored:
+            data = {name: _aligned(stored[name], described.dtype) for name in stored.files}
+        cases = self.peer.cases(described, data, self.threads)
+        written = {}
+        for index, (variant, case) in enumerate(cases.items()):
+            path = f"{results}-{index}.npz"
+            np.savez(path, **case.result())
+            written[variant] = path
+        self.cases = cases
+        return {"results": written}
+
+    def time(self, variant: str, seconds: float, most: int) -> dict[str, Any]:
+        """Call a case for about ``seconds``, at most ``most`` times; the first call is discarded unless it is long."""
+        run, clock = self.cases[variant].run, time.perf_counter
+        samples: list[float] = []
+        steal = _stolen()
+        gc.collect()
+        gc.disable()
+        try:
+            begin = clock()
+            run()
+            first = clock() - begin
+            if first > LONG_CALL:
+                samples.append(first)
+            end = clock() + seconds
+            while not samples or (clock() < end and len(samples) < most):
+                begin = clock()
+                run()
+                samples.append(clock() - begin)
+        finally:
+            gc.enable()
+        return {"samples": samples, "stolen": _stolen() - steal}
+
+    def peak(self, dtype: str, seconds: float) -> dict[str, Any]:
+        """Measure the multiply-add peak of all threads, in GFLOP/s."""
+        from crnn import _kernels
+
+        return {"gflops": float(_kernels.fma_peak(dtype, self.threads, seconds))}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what crnn says about its build."""
+        from crnn import _kernels
+
+        blas = {key: str(value) for key, value in _kernels.blas_info().items()}
+        return {"isa": _kernels.isa(), "blas": {k: v for k, v in blas.items() if os.sep not in v}}
+
+    def memory(self) -> dict[str, Any]:
+        """Return the largest resident size of this process so far, in bytes."""
+        scale = 1 if sys.platform == "darwin" else 1024
+        return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
+
+
+def _aligned(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Return a copy at a 64-byte boundary, real numbers in ``dtype``: no peer is lucky with its allocation."""
+    kind = np.dtype(dtype) if array.dtype.kind == "f" else array.dtype
+    raw = np.empty(array.size * kind.itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    view = raw[start : start + array.size * kind.itemsize].view(kind).reshape(array.shape)
+    view[...] = array
+    return view
+
+
+def _stolen() -> float:
+    """Seconds that the hypervisor gave to somebody else, over all processors; 0 where the system does not say."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        return int(fields[8]) / float(os.sysconf("SC_CLK_TCK"))
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _use_installed_crnn_unless_built_here() -> None:
+    if not any((ROOT / "crnn").glob("_kernels*.so")):
+        sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+
+def main() -> None:
+    """Serve commands until standard input ends."""
+    peer, threads = sys.argv[1], int(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    # Here and not in the parent: affinity is inherited by every thread that the peer starts from now on.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+    worker: Worker | None = None
+    if peer == "crnn":
+        _use_installed_crnn_unless_built_here()
+
+    def answer(fields: dict[str, Any]) -> None:
+        answers.write(json.dumps(fields) + "\n")
+        answers.flush()
+
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            worker = worker or Worker(peer, threads)
+            answer(getattr(worker, command.pop("do"))(**command))
+        except Unsupported as reason:
+            answer({"unsupported": str(reason)})
+        except ImportError as reason:
+            answer({"missing": str(reason)})
+        except Exception as error:
+            traceback.print_exc()
+            answer({"failed": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main()
