@@ -166,8 +166,12 @@ class Vocabulary:
         for marker in markers:
             counts[marker] += number
         unknown_count = counts.get(unknown, 0)
+
+        def order(token: str) -> tuple[int, str]:
+            return -counts[token], token
+
         # the most frequent, then the alphabet: not the order of first appearance, which depends on the file's order
-        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        ranked = sorted(counts, key=order)
         kept = ranked[: size if unknown_count else size - 1]
         missing = [marker for marker in markers if marker not in kept]
         if unknown_count and unknown not in kept:
@@ -176,7 +180,7 @@ class Vocabulary:
             essential = {*markers, unknown}
             for token in reversed([token for token in kept if token not in essential][-len(missing) :]):
                 kept.remove(token)
-            kept += missing
+            kept = sorted(kept + missing, key=order)
         if not unknown_count:
             kept.append(unknown)
         known = {token: counts[token] for token in kept if token in counts}

@@ -1,0 +1,134 @@
+import nltk.data
+import pytest
+
+from crnn.text import sentences, words
+from crnn.text.tokenise import installed_punkt, split_paragraphs, train_punkt
+
+DOCUMENTS = ["Hello there, World! How ARE you?", "", "It's fine.\n\nA new paragraph\nruns on"]
+CUT = [
+    ["hello", "there", ",", "world", "!"],
+    ["how", "are", "you", "?"],
+    ["it", "'s", "fine", "."],
+    ["a", "new", "paragraph", "runs", "on"],
+]
+
+
+def test_sentences_and_words():
+    assert sentences(DOCUMENTS) == CUT
+
+
+def test_case_is_kept_when_asked():
+    assert sentences(DOCUMENTS, lowercase=False)[1] == ["How", "ARE", "you", "?"]
+
+
+def test_a_generator_is_read_once_and_completely(monkeypatch):
+    monkeypatch.setattr("crnn.text.tokenise.TRAINING_CHARACTERS", 20)
+    seen = []
+
+    def generate():
+        for text in DOCUMENTS:
+            seen.append(text)
+            yield text
+
+    assert sentences(generate()) == CUT
+    assert seen == DOCUMENTS
+
+
+def test_equal_words_share_one_object():
+    first, second = sentences(["zebra runs.", "zebra runs."])
+    assert all(a is b for a, b in zip(first, second, strict=True))
+
+
+def test_character_level_keeps_every_character_and_empty_documents():
+    assert sentences(["Ab c", "", "\tD"], level="character") == [["a", "b", " ", "c"], [], ["\t", "d"]]
+
+
+def test_whitespace_level():
+    texts = ["no it was n't <unk> \n next line ", "", "N"]
+    assert sentences(texts, level="whitespace", lowercase=False) == [
+        ["no", "it", "was", "n't", "<unk>"],
+        ["next", "line"],
+        ["N"],
+    ]
+
+
+def test_one_word_sentences_stay():
+    assert sentences(["Yes. No."]) == [["yes", "."], ["no", "."]]
+    assert sentences(["Go"]) == [["go"]]
+
+
+@pytest.mark.parametrize("level", ["word", "character", "whitespace"])
+@pytest.mark.parametrize("documents", [[], ["", ""]])
+def test_empty_corpus(level, documents):
+    with pytest.raises(ValueError, match=rf"corpus is empty \({len(documents)} documents"):
+        sentences(documents, level=level)
+
+
+def test_blank_documents_are_empty_words():
+    with pytest.raises(ValueError, match="corpus is empty"):
+        sentences(["  \n \n", "\t"])
+
+
+def test_wrong_arguments():
+    with pytest.raises(TypeError, match="one string"):
+        sentences("Hello.")
+    with pytest.raises(TypeError, match="document 1 is int"):
+        sentences(["a", 3])
+    with pytest.raises(ValueError, match="level"):
+        sentences(["a"], level="syllable")
+    with pytest.raises(TypeError, match="text"):
+        words(["a"])
+    with pytest.raises(ValueError, match="level"):
+        words("a", level="syllable")
+
+
+def test_words_of_a_prompt():
+    assert words("Don't stop. Go") == ["do", "n't", "stop.", "go"]
+    assert words("Ab", level="character", lowercase=False) == ["A", "b"]
+    assert words(" A  b ", level="whitespace") == ["a", "b"]
+
+
+def test_progress_ends_with_the_number_of_sentences():
+    calls = []
+    result = sentences([f"Sentence {i}. Another." for i in range(600)], progress=calls.append)
+    assert calls[-1] == len(result)
+    assert len(calls) == 3
+
+
+def test_paragraphs():
+    assert split_paragraphs("a\nb\n \n\nc\r\n\r\nd") == ["a\nb", "c", "d"]
+    assert split_paragraphs(" \n ") == []
+
+
+def abbreviation_corpus():
+    for number in range(40):
+        yield f"We met approx. {number} people near the river. They were kind. Then approx. half of them left us."
+        yield "The approx. value is enough. Nobody asked for more."
+
+
+def test_punkt_learns_abbreviations_from_the_corpus(monkeypatch):
+    monkeypatch.setattr(nltk.data, "path", [])
+    assert installed_punkt() is None
+    splitter = train_punkt(abbreviation_corpus())
+    assert list(splitter.tokenize("It took approx. ten days. Fine.")) == ["It took approx. ten days.", "Fine."]
+    assert ["the", "approx", ".", "value", "is", "enough", "."] not in sentences(abbreviation_corpus())
+    assert ["the", "approx.", "value", "is", "enough", "."] in sentences(abbreviation_corpus())
+
+
+def test_the_installed_model_is_used(tmp_path, monkeypatch):
+    folder = tmp_path / "tokenizers" / "punkt_tab" / "english"
+    folder.mkdir(parents=True)
+    (folder / "abbrev_types.txt").write_text("approx\n", encoding="utf-8")
+    for name in ("sent_starters.txt", "collocations.tab", "ortho_context.tab"):
+        (folder / name).write_text("", encoding="utf-8")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    assert sentences(["It took approx. ten days. Fine."]) == [
+        ["it", "took", "approx.", "ten", "days", "."],
+        ["fine", "."],
+    ]
+
+
+def test_a_damaged_model_is_no_obstacle(tmp_path, monkeypatch):
+    (tmp_path / "tokenizers" / "punkt_tab" / "english").mkdir(parents=True)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    assert sentences(DOCUMENTS) == CUT
