@@ -1,0 +1,129 @@
+/* Memory: every allocation of every call may fail, once each; the call must say CRNN_NOMEM, leak nothing, and work again
+ * when memory is back. Also the other answers that are not CRNN_OK. */
+#include "check.h"
+
+static long allocations, failing_at, blocks_out;
+
+static void *counting_allocate(size_t bytes)
+{
+    if (++allocations == failing_at) return NULL;
+    void *block = malloc(bytes);
+    blocks_out += block != NULL;
+    return block;
+}
+
+static void counting_release(void *block)
+{
+    blocks_out -= block != NULL;
+    free(block);
+}
+
+enum { INPUT = 5, HIDDEN = 9, LAYERS = 2, BATCH = 3, STEPS = 4, ROWS = BATCH * STEPS, VOCABULARY = 21, LD = 48 };
+
+static crnn_status train(crnn_dtype dtype, crnn_cell cell, crnn_truncation truncation)
+{
+    size_t G = cell == CRNN_LSTM ? 4 : cell == CRNN_GRU ? 3 : 1;
+    crnn_weights weights[LAYERS], grads[LAYERS];
+    for (size_t layer = 0; layer < LAYERS; layer++) {
+        size_t width = layer ? HIDDEN : INPUT;
+        double *values = random_doubles(G * HIDDEN * (width > HIDDEN ? width : HIDDEN), -0.5, 0.6);
+        weights[layer] = (crnn_weights){.weight_ih = from_doubles(dtype, values, G * HIDDEN * width),
+                                        .weight_hh = from_doubles(dtype, values, G * HIDDEN * HIDDEN),
+                                        .bias_ih = from_doubles(dtype, values, G * HIDDEN),
+                                        .bias_hh = from_doubles(dtype, values, G * HIDDEN)};
+        free(values);
+        grads[layer] = (crnn_weights){.weight_ih = output_buffer(dtype, G * HIDDEN * width),
+                                      .weight_hh = output_buffer(dtype, G * HIDDEN * HIDDEN),
+                                      .bias_ih = output_buffer(dtype, G * HIDDEN),
+                                      .bias_hh = output_buffer(dtype, G * HIDDEN)};
+    }
+    int64_t offsets[STEPS + 1];
+    for (int t = 0; t <= STEPS; t++) offsets[t] = t * BATCH;
+    double *x = random_doubles(ROWS * INPUT, -1, 1);
+    crnn_stack stack = {.dtype = dtype, .cell = cell, .input = INPUT, .hidden = HIDDEN, .layers = LAYERS,
+                        .directions = 1, .weights = weights};
+    crnn_batch batch = {.batch = BATCH, .steps = STEPS, .offsets = offsets};
+    crnn_forward_args forward = {.x = from_doubles(dtype, x, ROWS * INPUT), .y = output_buffer(dtype, ROWS * HIDDEN)};
+    free(x);
+    crnn_tape *tape = NULL;
+    crnn_status status = crnn_forward(&stack, &batch, &forward, &tape);
+    if (status != CRNN_OK) {
+        CHECK(tape == NULL, "a failed forward handed out a tape");
+        return status;
+    }
+    crnn_backward_args backward = {.dy = forward.y, .truncation = truncation, .k1 = 2, .k2 = 3, .grads = grads,
+                                   .dx = output_buffer(dtype, ROWS * INPUT)};
+    status = crnn_backward(&stack, &batch, tape, &backward);
+    crnn_tape_free(tape);
+    return status;
+}
+
+static crnn_status infer_softmax(crnn_dtype dtype, int probabilities)
+{
+    double *values = random_doubles(HIDDEN * LD, -1, 1);
+    for (size_t i = 0; i < HIDDEN * LD; i++)
+        if (i % LD >= VOCABULARY) values[i] = 0;
+    int64_t targets[ROWS] = {3, 0, 20, 7};
+    double loss;
+    crnn_softmax_args args = {.dtype = dtype, .rows = ROWS, .hidden = HIDDEN, .vocabulary = VOCABULARY,
+                              .h = from_doubles(dtype, values, ROWS * HIDDEN),
+                              .weight_t = from_doubles(dtype, values, HIDDEN * LD), .ld = LD, .targets = targets,
+                              .dh = output_buffer(dtype, ROWS * HIDDEN), .rate = probabilities ? 0 : 0.1, .scale = 1};
+    free(values);
+    return probabilities ? crnn_softmax_probabilities(&args, output_buffer(dtype, ROWS * VOCABULARY))
+                         : crnn_softmax_loss(&args, &loss);
+}
+
+enum { CALLS = 8 };
+static crnn_status call(int which, crnn_dtype dtype)
+{
+    switch (which) {
+    case 0: return train(dtype, CRNN_RNN_TANH, CRNN_FULL);
+    case 1: return train(dtype, CRNN_LSTM, CRNN_FULL);
+    case 2: return train(dtype, CRNN_GRU, CRNN_FULL);
+    case 3: return train(dtype, CRNN_LSTM, CRNN_WINDOW);
+    case 4: return train(dtype, CRNN_GRU, CRNN_WINDOW);
+    case 5: return train(dtype, CRNN_GRU, CRNN_CHUNK);
+    case 6: return infer_softmax(dtype, 0);
+    default: return infer_softmax(dtype, 1);
+    }
+}
+
+static void sweep(const char *isa, crnn_dtype dtype)
+{
+    for (int threads = 1; threads <= 2; threads++) {
+        crnn_set_threads(threads);
+        for (int which = 0; which < CALLS; which++) {
+            allocations = failing_at = 0;
+            CHECK(call(which, dtype) == CRNN_OK, "%s %s: call %d fails with memory to spare", isa, dtype_name(dtype), which);
+            long total = allocations;
+            for (failing_at = 1; failing_at <= total; failing_at++) {
+                allocations = 0;
+                crnn_status status = call(which, dtype);
+                CHECK(status == CRNN_NOMEM, "%s %s: call %d returned %d when allocation %ld of %ld failed", isa,
+                      dtype_name(dtype), which, (int)status, failing_at, total);
+                CHECK(blocks_out == 0, "%s %s: call %d leaks %ld blocks when allocation %ld of %ld fails", isa,
+                      dtype_name(dtype), which, blocks_out, failing_at, total);
+                blocks_out = 0;
+            }
+            failing_at = 0;
+            CHECK(call(which, dtype) == CRNN_OK, "%s %s: call %d does not recover", isa, dtype_name(dtype), which);
+            CHECK(blocks_out == 0, "%s %s: call %d leaks %ld blocks", isa, dtype_name(dtype), which, blocks_out);
+            free_buffers();
+        }
+    }
+}
+
+int main(void)
+{
+    announce_isas();
+    crnn_set_allocator(counting_allocate, counting_release);
+    on_every_isa(sweep);
+    crnn_set_allocator(NULL, NULL);
+    const char *active = crnn_isa_active();
+    CHECK(crnn_isa_set("no such set") == CRNN_UNSUPPORTED, "an unknown instruction set was accepted");
+    CHECK(strcmp(crnn_isa_active(), active) == 0, "a refused instruction set became active");
+    CHECK(train(CRNN_F32, CRNN_LSTM, CRNN_FULL) == CRNN_OK, "the default allocator does not come back");
+    free_buffers();
+    return finish("test_memory");
+}
