@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 __all__ = ["Documents", "detect_encoding", "read_csv", "read_documents", "read_text"]
 
@@ -237,7 +237,7 @@ def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             return
         try:
             with gzip.GzipFile(fileobj=raw) as binary:
-                yield raw, binary
+                yield raw, cast(IO[bytes], binary)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise OSError(f"{path}: damaged gzip file ({error})") from None
 
@@ -246,7 +246,7 @@ def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 def _text_stream(path: Path, encoding: str) -> Iterator[tuple[IO[bytes], IO[str]]]:
     """(The file itself; its decoded text.) Decoding errors are told with their position in the file."""
     with _open(path) as (raw, binary):
-        stream = io.TextIOWrapper(binary, encoding, newline="")  # type: ignore[type-var]
+        stream = io.TextIOWrapper(binary, encoding, newline="")
         try:
             yield raw, stream
         except UnicodeDecodeError as error:
