@@ -35,7 +35,10 @@ def setup(threads: int) -> None:
 
 def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> dict[str, Case]:
     if workload.kind == "step":
-        return {"stream": _stream_steps(workload, arrays), "step": _steps(workload, arrays)}
+        made = {"step": _steps(workload, arrays)}
+        if hasattr(getattr(crnn, LAYERS[workload.cell]), "stream"):
+            made["stream"] = _stream_steps(workload, arrays)
+        return made
     if workload.kind == "sentences":
         return {"sgd_step": _sentences(workload, arrays)}
     if workload.kind == "stream":

@@ -25,7 +25,7 @@ def setup(threads: int) -> None:
 def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> dict[str, Case]:
     if workload.kind != "sentences" or workload.cell != "rnn":
         raise Unsupported("the notes have an RNN language model only")
-    pairs = sentences(arrays)
+    pairs = [(x.tolist(), y.tolist()) for x, y in sentences(arrays)]
     model = _model(workload, arrays)
 
     def run() -> None:

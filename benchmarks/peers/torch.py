@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ def _step(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
     zero = torch.zeros(workload.batch, workload.hidden, dtype=_dtype(workload))
 
     def run() -> torch.Tensor:
-        state = (zero, zero) if workload.cell == "lstm" else zero
+        state: Any = (zero, zero) if workload.cell == "lstm" else zero
         with torch.inference_mode():
             for x in inputs:
                 state = cell(x, state)

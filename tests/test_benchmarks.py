@@ -1,0 +1,175 @@
+"""The benchmark harness: what it counts, what it compares, and what it writes."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("benchmarks", reason="benchmarks are part of the checkout, not of the wheel")
+
+from benchmarks import __main__ as command
+from benchmarks import figures, flops, report, runner
+from benchmarks.workloads import Workload, arrays, groups, parameter_shapes, workloads
+
+LAYER = Workload("layer-training", "layer", "lstm", 20, 35, 200, 200)
+
+
+def record(workload, threads=2, **peers):
+    times = {
+        peer: {
+            variant: {"seconds": t, "spread": t / 50, "best": t, "calls": 3, "error": 1e-7} for variant, t in variants
+        }
+        for peer, variants in peers.items()
+    }
+    work = {"flops": 2_000_000_000, "tokens": 700, "peak": 200.0, "rounds": 3, "refused": {}}
+    return {"name": workload.name, "threads": threads, "workload": workload.to_json(), "peers": times, **work}
+
+
+def test_every_workload_has_its_own_name_and_survives_json():
+    every = workloads()
+    assert len({w.name for w in every}) == len(every)
+    assert all(Workload.from_json(json.loads(json.dumps(w.to_json()))) == w for w in every)
+    assert groups()[0] == "layer-training"
+
+
+def test_issue_shapes_are_measured_on_all_cells():
+    names = {w.name for w in workloads()}
+    assert all(f"layer-training/{cell}-b64-t50-500-500" in names for cell in ("rnn", "lstm", "gru"))
+    assert "batch1-training/gru-b1-t50-512-512" in names
+
+
+@pytest.mark.parametrize(("cell", "gates"), [("rnn", 1), ("lstm", 4), ("gru", 3)])
+def test_layer_flops(cell, gates):
+    shape = Workload("x", "layer", cell, 3, 5, 7, 11)
+    data = arrays(shape)
+    assert flops.flops(shape, data) == 6 * 3 * 5 * gates * 11 * (7 + 11)
+    inference = Workload("x", "layer", cell, 3, 5, 7, 11, train=False)
+    assert flops.flops(inference, data) * 3 == flops.flops(shape, data)
+
+
+def test_model_flops_count_the_output_layer_and_no_lookup():
+    sentences = Workload("x", "sentences", "rnn", 1, 0, 0, 10, vocabulary=50, units=4)
+    stream = Workload("x", "stream", "lstm", 4, 5, 8, 8, layers=2, vocabulary=40, units=3)
+    assert flops.per_token(sentences) == 6 * (10 * 10 + 50 * 10)
+    assert flops.per_token(stream) == 6 * (2 * 4 * 8 * 16 + 40 * 8)
+    assert flops.rows(stream, arrays(stream)) == 60
+    data = arrays(sentences)
+    assert flops.rows(sentences, data) == data["ids"].size - 4
+
+
+def test_ragged_rows_are_the_lengths_and_padding_gets_no_gradient():
+    ragged = Workload("x", "ragged", "gru", 6, 9, 3, 4, shortest=2)
+    data = arrays(ragged)
+    assert flops.rows(ragged, data) == data["lengths"].sum()
+    assert data["lengths"].max() == 9
+    padding = np.arange(9) >= data["lengths"][:, None]
+    assert not data["dy"][padding].any()
+    assert data["dy"][~padding].all()
+
+
+def test_arrays_are_the_same_at_every_call_and_in_both_dtypes():
+    first, again, wide = arrays(LAYER), arrays(LAYER), arrays(LAYER.widened())
+    assert set(first) == {*parameter_shapes(LAYER), "x", "dy"}
+    for name, array in first.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, again[name])
+        np.testing.assert_array_equal(array, wide[name].astype(np.float32))
+
+
+def test_compare_finds_the_worst_tensor():
+    reference = {"a": np.array([1.0, -4.0]), "b": np.zeros(3), "only here": np.ones(1)}
+    found = {"a": np.array([1.0, -4.004]), "b": np.array([0.0, 2e-4, 0.0])}
+    error, where = runner.compare(found, reference, "float32")
+    assert where == "a"
+    assert error == pytest.approx(1e-3)
+    assert runner.compare({"a": np.array([1.0, np.nan])}, reference, "float32")[0] == np.inf
+    assert runner.compare({"a": np.ones(3)}, reference, "float32")[0] == np.inf
+    assert runner.compare({"c": np.ones(3)}, reference, "float32")[0] == np.inf
+
+
+def test_summary_of_samples():
+    made = runner.summary({"samples": [3.0, 1.0, 2.0, 10.0, 2.5], "error": 0.5, "rounds": [2.0]})
+    assert made["seconds"] == 2.5
+    assert made["spread"] == 0.5
+    assert made["best"] == 1.0
+    assert made["calls"] == 5
+    assert "samples" not in made
+
+
+def test_the_rival_is_the_fastest_variant_of_all_peers():
+    made = record(LAYER, crnn=[("layer", 0.010)], torch=[("eager", 0.016), ("ATen", 0.015)], jax=[("scan", 0.020)])
+    assert figures.rival(made) == ("torch ATen", 0.015)
+    assert figures.ratio(made) == pytest.approx(1.5)
+    assert figures.gflops(made) == pytest.approx(200.0)
+    assert figures.share(made) == pytest.approx(1.0)
+
+
+def test_the_notes_code_is_a_baseline_of_its_own():
+    notes = Workload("notes", "sentences", "rnn", 1, 0, 0, 100, vocabulary=8000, window=4, units=24)
+    gru = Workload("notes", "sentences", "gru", 1, 0, 0, 100, vocabulary=8000, window=4, units=24)
+    records = [
+        record(notes, crnn=[("sgd_step", 0.01)], torch=[("dense", 0.08)], notes_numpy=[("float64", 0.9)]),
+        record(gru, crnn=[("sgd_step", 0.015)], torch=[("dense", 0.09)]),
+    ]
+    lines = {line.label: line for line in figures.summarise(records, 2)}
+    assert lines["the notes' run, window 4, against torch"].worst == pytest.approx(6.0)
+    against = lines["the notes' run, against the notes' NumPy code (RNN)"]
+    assert against.count == 2
+    assert against.worst == pytest.approx(60.0)
+    assert against.met
+
+
+def test_ragged_ratio_is_told_for_packed_and_padded():
+    ragged = Workload("ragged-training", "ragged", "lstm", 64, 100, 128, 256, shortest=12)
+    records = [record(ragged, crnn=[("layer", 0.05)], torch=[("packed", 0.25), ("padded", 0.06)])]
+    lines = {line.label: line.worst for line in figures.summarise(records, 2)}
+    assert lines["ragged training, against torch packed sequences"] == pytest.approx(5.0)
+    assert lines["ragged training, against torch on padded batches"] == pytest.approx(1.2)
+
+
+def test_speed_up_of_threads_and_cost_of_float64():
+    double = Workload("float64-training", "layer", "lstm", 20, 35, 200, 200, dtype="float64")
+    records = [record(LAYER, 1, crnn=[("layer", 0.018)]), record(LAYER, 2, crnn=[("layer", 0.010)])]
+    records += [record(double, 2, crnn=[("layer", 0.020)])]
+    lines = {line.label: line for line in figures.summarise(records, 2)}
+    assert lines["speed-up of 2 threads, batched shapes"].worst == pytest.approx(1.8)
+    assert lines["float32 time x 2.2 over float64 time"].worst == pytest.approx(1.1)
+
+
+@pytest.fixture
+def run():
+    records = [
+        record(LAYER, threads, crnn=[("layer", 0.01 / threads)], torch=[("eager", 0.02)]) | {"commit": "abc"}
+        for threads in (1, 2)
+    ]
+    windows = [w for w in workloads() if w.group == "scaling-window" and w.cell == "gru"]
+    records += [record(w, crnn=[("layer", 0.01 + w.window / 1000)]) for w in windows]
+    machine = {"processor": "P", "family": "1/2/3", "processors": 2, "caches": ["L1 data 32K"], "system": "S"}
+    machine |= {"python": "3", "commit": "abc", "date": "D"}
+    build = {"isa": "avx2", "blas": {"library": "B"}}
+    return {"format": 1, "machine": machine, "build": build, "versions": {"crnn": "0"},
+            "settings": {"rounds": 3, "seconds": 0.1}, "records": records}  # fmt: skip
+
+
+def test_report_has_a_summary_and_a_table_for_each_thread_count(run):
+    text = report.markdown(run)
+    assert "| lstm | batch 20, T 35, 200 -> 200 | 400.0 | 2.0 % | 200 % | 100.0 | torch | 4.00 |" in text
+    assert "Summary, 2 threads" in text
+    assert "Summary, one thread" in text
+    assert "commit abc" in text
+
+
+def test_plots_are_written(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = report.write_plots(run, tmp_path)
+    assert {path.name for path in drawn} == {"training.png", "scaling-window.png", "scaling-threads.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_command_lists_and_refuses(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "step", "--match", "gru", "--list"])
+    assert command.main() == 0
+    assert capsys.readouterr().out.split() == [f"step/gru-b1-t256-{n}-{n}" for n in (64, 128, 256, 512)]
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "stp", "--list"])
+    assert command.main() == 2
+    assert "unknown groups stp" in capsys.readouterr().err
