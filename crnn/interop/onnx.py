@@ -1,0 +1,312 @@
+"""ONNX models in and out: `RNN`, `LSTM` and `GRU` nodes. Needs the onnx package, imported when first used.
+
+How a node's tensors relate to ours, for D directions and H hidden units:
+
+- `W` (D, G*H, input), `R` (D, G*H, H) and `B` (D, 2*G*H) hold our weight_ih, weight_hh and the two biases; gate blocks
+  stand as i, o, f, c in an LSTM (ours: i, f, g, o) and z, r, h in a GRU (ours: r, z, n): a permutation of rows;
+- `linear_before_reset` 1 is our `reset_after=True`, 0 (ONNX's default) is `reset_after=False`;
+- the update gate weighs the old state: `z_weighs="state"`.
+
+Import is in this module, export in `crnn.interop.onnx_export`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crnn.cells import CELLS, NONLINEARITIES
+from crnn.interop._weights import Kind, Layer, Problems, as_array, build, reorder_gates, suffixes, z_rows_negated
+from crnn.interop.onnx_export import GATES, KINDS, Z_WEIGHS_KEY, to_model, to_onnx
+from crnn.interop.reverse import Reversed
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+__all__ = ["from_node", "from_onnx", "to_model", "to_onnx"]
+
+_ACTIVATIONS = {"rnn": ["tanh"], "lstm": ["sigmoid", "tanh", "tanh"], "gru": ["sigmoid", "tanh"]}
+_FOLDED = frozenset({"Identity", "Transpose", "Unsqueeze", "Squeeze", "Concat", "Slice", "Reshape", "Split"})
+_INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What a node's attributes ask for; nodes of one stack must agree in all of it."""
+
+    kind: Kind
+    direction: str
+    nonlinearity: str
+    reset_after: bool
+    bias: bool
+    layout: int
+
+
+def from_onnx(
+    model: str | os.PathLike[str] | bytes | ModelProto,
+    node: str | int | None = None,
+    *,
+    dtype: npt.DTypeLike | None = None,
+) -> Layer | Reversed:
+    """A layer with the weights of the recurrent nodes of an ONNX model.
+
+    Parameters
+    ----------
+    model
+        A file, its bytes, or a loaded model.
+    node
+        Name or position (among the recurrent nodes) of the one node to take. None: all of them, which must be one node
+        or a stack, each fed by the one before in the way exporters write it.
+    dtype
+        None keeps the weights' dtype. float32 or float64 converts (rounding when narrower).
+
+    Returns
+    -------
+    RNN | LSTM | GRU | Reversed
+        A GRU has `z_weighs="state"` (or what it was exported from) and `reset_after` according to
+        `linear_before_reset`; `Reversed` for direction "reverse". Initial states and `sequence_lens` are arguments of
+        the layer's calls; what stands around the nodes in the graph is not imported.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        Not an ONNX model; no recurrent node, or several that form no stack (all are named); attributes, activations or
+        inputs that crnn does not compute (all are named); weights that are not constants, or misshapen.
+    TypeError
+        `model` is none of the above, or weights have a dtype that cannot be used.
+    ModuleNotFoundError
+        The onnx package is not installed.
+    """
+    proto = _load(model)
+    constants = _constants(proto)
+    nodes = [one for one in proto.graph.node if one.op_type in KINDS and one.domain in ("", "ai.onnx")]
+    if not nodes:
+        raise ValueError("model: no RNN, LSTM or GRU node in its graph")
+    names = [one.name or f"#{i}" for i, one in enumerate(nodes)]
+    if node is not None:
+        position = node if isinstance(node, int) else names.index(node) if node in names else -1
+        if not 0 <= position < len(nodes):
+            raise ValueError(f"node: got {node!r}, the recurrent nodes are {', '.join(names)}")
+        nodes = [nodes[position]]
+    elif not _is_stack(nodes, proto, constants):
+        raise ValueError(f"node: the model's recurrent nodes form no stack, say which one: {', '.join(names)}")
+    marks = {entry.key: entry.value for entry in proto.metadata_props}
+    return _from_nodes(nodes, constants, dtype, marks.get(Z_WEIGHS_KEY, "state"))
+
+
+def from_node(node: NodeProto, constants: Mapping[str, Any], *, dtype: npt.DTypeLike | None = None) -> Layer | Reversed:
+    """A layer from one `RNN`, `LSTM` or `GRU` node and its weights.
+
+    Parameters
+    ----------
+    node
+        The node.
+    constants
+        Arrays under the names that the node's inputs W, R and B have; further entries are ignored.
+    dtype
+        As in `from_onnx`.
+
+    Returns
+    -------
+    RNN | LSTM | GRU | Reversed
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `from_onnx`.
+    """
+    if node.op_type not in KINDS:
+        raise ValueError(f"node: got a {node.op_type}, wanted an RNN, LSTM or GRU")
+    return _from_nodes([node], constants, dtype, "state")
+
+
+def _load(model: Any) -> ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    if isinstance(model, onnx.ModelProto):
+        return model
+    if not isinstance(model, str | os.PathLike | bytes | bytearray):
+        raise TypeError(f"model: got {type(model).__name__}, wanted a path, bytes or a ModelProto")
+    try:
+        loaded = onnx.load(model) if isinstance(model, str | os.PathLike) else onnx.load_model_from_string(bytes(model))
+    except DecodeError as error:
+        raise ValueError(f"model: not an ONNX model ({error})") from None
+    if not loaded.graph.node:
+        raise ValueError("model: not an ONNX model, or one without nodes")
+    return loaded
+
+
+def _constants(proto: ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """Initializers, Constant nodes, and what exporters compute from them by moving numbers about."""
+    import onnx
+    from onnx import numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    constants = {tensor.name: np.asarray(numpy_helper.to_array(tensor)) for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            constants[node.output[0]] = np.asarray(numpy_helper.to_array(node.attribute[0].t))
+        elif node.op_type in _FOLDED and all(name in constants for name in node.input if name):
+            fold = ReferenceEvaluator(node, opsets={entry.domain: entry.version for entry in proto.opset_import})
+            values = fold.run(None, {name: constants[name] for name in node.input if name})
+            constants.update(zip(node.output, map(np.asarray, values), strict=False))
+        elif node.op_type == "Constant":
+            constants[node.output[0]] = np.asarray(onnx.helper.get_attribute_value(node.attribute[0]))
+    return constants
+
+
+def _is_stack(nodes: Sequence[NodeProto], proto: ModelProto, constants: Mapping[str, Any]) -> bool:
+    """Whether each node reads the whole output of the one before, laid out as (time, batch, D*H)."""
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    return all(_links(before, after, producers, constants) for before, after in itertools.pairwise(nodes))
+
+
+def _links(before: NodeProto, after: NodeProto, producers: Mapping[str, Any], constants: Mapping[str, Any]) -> bool:
+    import onnx
+
+    steps: list[tuple[str, Any]] = []
+    name = after.input[0]
+    while name in producers and producers[name] is not before:
+        node = producers[name]
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        argument = constants.get(node.input[1]) if len(node.input) > 1 else None
+        if node.op_type == "Transpose":
+            steps.append(("Transpose", list(attributes.get("perm", []))))
+        elif node.op_type in ("Squeeze", "Reshape"):
+            value = attributes.get("axes", attributes.get("shape")) if argument is None else argument
+            steps.append((node.op_type, None if value is None else np.asarray(value).tolist()))
+        elif node.op_type not in ("Identity", "Dropout"):
+            return False
+        name = node.input[0]
+    if name != before.output[0]:
+        return False
+    directions, hidden = 2 if _direction(before) == "bidirectional" else 1, _hidden(before)
+    reshape = [("Reshape", [0, 0, last]) for last in (-1, directions * hidden)]
+    swap = ("Transpose", [0, 2, 1, 3])
+    allowed = [[step, swap] for step in reshape]  # steps are listed from the later node back
+    if directions == 1:
+        allowed += [[step] for step in reshape] + [[("Squeeze", [1])]]
+    return steps in allowed
+
+
+def _direction(node: NodeProto) -> str:
+    found = [a.s.decode() for a in node.attribute if a.name == "direction"]
+    return found[0] if found else "forward"
+
+
+def _hidden(node: NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "hidden_size"), 0)
+
+
+def _settings(node: NodeProto, constants: Mapping[str, Any]) -> _Settings:
+    """A node's attributes, once none of them asks for something that crnn does not compute."""
+    import onnx
+
+    kind = KINDS[node.op_type]
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    known = {"direction", "hidden_size", "layout", "activations", "linear_before_reset", "output_sequence"}
+    refused = []
+    direction = values.get("direction", b"forward").decode()
+    if direction not in ("forward", "reverse", "bidirectional"):
+        refused.append(f"direction={direction!r}")
+    directions = 2 if direction == "bidirectional" else 1
+    default = _ACTIVATIONS[kind] * directions
+    activations = [name.decode().lower() for name in values.get("activations", [])] or default
+    if kind == "rnn":
+        if len(activations) != directions or len(set(activations)) != 1 or activations[0] not in NONLINEARITIES:
+            refused.append(f"activations={activations} (only Tanh, Sigmoid or Relu, the same in both directions)")
+    elif activations != default:
+        refused.append(f"activations={activations} (only {_ACTIVATIONS[kind]} in each direction)")
+    for name in sorted(set(values) - known):
+        if name == "input_forget" and values[name] == 0:
+            continue
+        if name in ("activation_alpha", "activation_beta") and not values[name]:
+            continue
+        refused.append(f"{name}={values[name]!r}")
+    given = dict(zip(_INPUTS, node.input, strict=False))
+    if given.get("P"):
+        refused.append("the input P (peepholes)")
+    for name in ("initial_h", "initial_c"):
+        if given.get(name) in constants and np.any(constants[given[name]]):
+            refused.append(f"a constant {name} that is not zero (a crnn layer takes its initial state in each call)")
+    if refused:
+        where = f"{node.op_type} node {node.name!r}" if node.name else f"the {node.op_type} node"
+        raise ValueError(f"{where} asks for what crnn does not compute: {'; '.join(refused)}")
+    reset_after = kind == "gru" and bool(values.get("linear_before_reset", 0))
+    return _Settings(kind, direction, activations[0], reset_after, bool(given.get("B")), int(values.get("layout", 0)))
+
+
+def _from_nodes(
+    nodes: Sequence[NodeProto], constants: Mapping[str, Any], dtype: npt.DTypeLike | None, z_weighs: str
+) -> Layer | Reversed:
+    settings = _settings(nodes[0], constants)
+    for node in nodes[1:]:
+        if _settings(node, constants) != settings:
+            raise ValueError(
+                f"node: {node.name or node.op_type} differs in kind or attributes from the one before; say which"
+            )
+    kind, bidirectional = settings.kind, settings.direction == "bidirectional"
+    ways = 2 if bidirectional else 1
+    ours: dict[str, npt.NDArray[Any]] = {}
+    for k, node in enumerate(nodes):
+        for d, (weight_ih, weight_hh, biases) in enumerate(_directions(node, kind, ways, settings.bias, constants)):
+            suffix = suffixes(len(nodes), bidirectional)[k * ways + d]
+            ours[f"weight_ih{suffix}"], ours[f"weight_hh{suffix}"] = weight_ih, weight_hh
+            if biases is not None:
+                ours[f"bias_ih{suffix}"], ours[f"bias_hh{suffix}"] = biases
+    if kind == "gru" and z_weighs == "candidate":
+        ours = z_rows_negated(ours, ours["weight_hh_l0"].shape[1])
+    layer = build(
+        kind,
+        ours,
+        num_layers=len(nodes),
+        bidirectional=bidirectional,
+        bias=settings.bias,
+        dtype=dtype,
+        nonlinearity=settings.nonlinearity if kind == "rnn" else "tanh",
+        reset_after=settings.reset_after,
+        z_weighs=z_weighs if z_weighs == "candidate" else "state",
+    )
+    return Reversed(layer) if settings.direction == "reverse" else layer
+
+
+def _directions(
+    node: NodeProto, kind: Kind, ways: int, bias: bool, constants: Mapping[str, Any]
+) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any], list[npt.NDArray[Any]] | None]]:
+    """weight_ih, weight_hh and the two biases of each direction, in our gate order; checked against each other."""
+    given = dict(zip(_INPUTS, node.input, strict=False))
+    where = f"{node.op_type} node {node.name!r}" if node.name else f"the {node.op_type} node"
+    wanted_names = ["W", "R", *(["B"] if bias else [])]
+    loose = [f"{name} ({given.get(name) or 'absent'})" for name in wanted_names if given.get(name) not in constants]
+    if loose:
+        raise ValueError(f"{where}: {', '.join(loose)} must be constants of the model, and are computed or fed in")
+    arrays = {name: as_array(f"{where}, {name}", constants[given[name]]) for name in wanted_names}
+    gates, recurrent, width = len(GATES[kind]), arrays["R"], arrays["W"].shape[-1] if arrays["W"].ndim == 3 else 0
+    hidden = _hidden(node) or (recurrent.shape[-1] if recurrent.ndim == 3 else 0)
+    problems = Problems()
+    problems.check_shape("W", arrays["W"], (ways, gates * hidden, width))
+    problems.check_shape("R", recurrent, (ways, gates * hidden, hidden))
+    if bias:
+        problems.check_shape("B", arrays["B"], (ways, 2 * gates * hidden))
+    problems.raise_if_any(f"{where}: {ways} direction(s), {gates} gate block(s), hidden {hidden}")
+
+    def ordered(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return reorder_gates(array, GATES[kind], CELLS[kind].gates)
+
+    return [
+        (
+            ordered(arrays["W"][d]),
+            ordered(recurrent[d]),
+            [ordered(half) for half in np.split(arrays["B"][d], 2)] if bias else None,
+        )
+        for d in range(ways)
+    ]

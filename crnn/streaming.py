@@ -1,0 +1,433 @@
+"""Streaming: recurrent layers and language models fed one step at a time, with states and buffers of their own.
+
+A stream shares its model's weights (live) and owns everything that changes: the states of its rows, and output
+buffers. Thousands of streams may stand on one model, and many threads may step different streams at once; one stream
+belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+import zipfile
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from crnn import _kernels
+from crnn.atomic import atomic_write
+from crnn.packed import as_real, dense
+
+if TYPE_CHECKING:
+    from crnn.language_model import LanguageModel
+    from crnn.layers import _Recurrent
+
+__all__ = ["LayerStream", "ModelStream"]
+
+Array = npt.NDArray[Any]
+
+
+class _Buffers:
+    """Two arrays of one shape, handed out so that no caller ever sees an array of theirs change.
+
+    An array is used again only while nobody outside refers to it or to a view of it, which its reference count tells.
+    The usual loop, which drops one output when it receives the next, alternates between the two and allocates nothing;
+    a caller who keeps outputs gets a new array each time.
+    """
+
+    __slots__ = ("_first", "_resting", "_second")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._first: Array = np.empty(shape, dtype)
+        self._second: Array = np.empty(shape, dtype)
+        self._resting = sys.getrefcount(self._first)  # what it is while only this object refers to it
+
+    def take(self) -> Array:
+        if sys.getrefcount(self._first) <= self._resting:
+            return self._first
+        if sys.getrefcount(self._second) <= self._resting:
+            return self._second
+        self._first = np.empty_like(self._second)
+        return self._first
+
+
+class _Rows:
+    """States and geometry of `n` rows that step together: where they enter from, and where they go."""
+
+    __slots__ = ("c", "c_n", "h", "h_n", "offsets")
+
+    def __init__(self, n: int, depth: int, hidden: int, has_c: bool, dtype: np.dtype[Any]) -> None:
+        shape = (depth, n, hidden)
+        self.offsets = dense(n, 1).offsets
+        self.h: Array = np.zeros(shape, dtype)
+        self.h_n: Array = np.zeros(shape, dtype)
+        self.c: Array | None = np.zeros(shape, dtype) if has_c else None
+        self.c_n: Array | None = np.zeros(shape, dtype) if has_c else None
+
+    def advance(self) -> None:
+        """What left the last step enters the next."""
+        self.h, self.h_n = self.h_n, self.h
+        self.c, self.c_n = self.c_n, self.c
+
+    @property
+    def entering(self) -> list[Array]:
+        return [self.h] if self.c is None else [self.h, self.c]
+
+
+class _Stream:
+    """States of a fixed number of rows over one kernel stack: what both kinds of stream share."""
+
+    __slots__ = ("_all", "_depth", "_dtype", "_forward", "_has_c", "_hidden", "_some", "batch")
+
+    def __init__(
+        self, stack: Any, depth: int, hidden: int, states: tuple[str, ...], dtype: np.dtype[Any], batch: int
+    ) -> None:
+        self.batch = _row_count(batch)
+        self._forward = stack.forward
+        self._depth = depth
+        self._hidden = hidden
+        self._has_c = len(states) == 2
+        self._dtype = dtype
+        self._all = _Rows(self.batch, depth, hidden, self._has_c, dtype)
+        self._some: dict[int, _Rows] = {}  # work states for steps of fewer rows, by their number
+
+    def _step_all(self, x: Array, y: Array) -> None:
+        own = self._all
+        self._forward(x, own.offsets, own.h, own.c, y, own.h_n, own.c_n, False)
+        own.advance()
+
+    def _step_some(self, x: Array, y: Array, index: npt.NDArray[np.int64]) -> None:
+        n = len(index)
+        work = self._some.get(n)
+        if work is None:
+            work = self._some[n] = _Rows(n, self._depth, self._hidden, self._has_c, self._dtype)
+        for own, gathered in zip(self._all.entering, work.entering):
+            np.take(own, index, axis=1, out=gathered, mode="clip")  # the default mode would buffer the output
+        self._forward(x, work.offsets, work.h, work.c, y, work.h_n, work.c_n, False)
+        work.advance()
+        for own, final in zip(self._all.entering, work.entering):
+            own[:, index] = final
+
+    def _read_rows(self, rows: Any) -> npt.NDArray[np.int64]:
+        index = np.asarray(rows)
+        if index.ndim != 1:
+            raise ValueError(f"rows: got shape {index.shape}, wanted a list of row numbers")
+        if index.size == 0:
+            return np.empty(0, np.int64)
+        if index.dtype.kind not in "iu":
+            raise TypeError(f"rows: got dtype {index.dtype}, wanted whole numbers")
+        wrong = index[(index < 0) | (index >= self.batch)]
+        if wrong.size:
+            raise ValueError(f"rows: got {int(wrong[0])}, the stream's rows are 0 to {self.batch - 1}")
+        if len(np.unique(index)) != len(index):
+            raise ValueError("rows: a row occurs more than once, and can take only one step at a time")
+        return index.astype(np.int64, copy=False)
+
+    # --------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def state(self) -> Any:
+        """A copy of all rows' states: (layers, batch, hidden), or a tuple (h, c) of two for an LSTM.
+
+        Assigning copies into the stream: the form that reading gives, which is also what a layer's call returns; None
+        is zero. ValueError or TypeError if it does not fit, and nothing has changed then.
+        """
+        parts = [part.copy() for part in self._all.entering]
+        return tuple(parts) if self._has_c else parts[0]
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        own = self._all.entering
+        if value is None:
+            self.reset()
+            return
+        given = value if isinstance(value, list | tuple) else (value,)
+        if self._has_c != isinstance(value, list | tuple) or len(given) != len(own):
+            wanted = "a tuple (h, c) of two arrays" if self._has_c else "one array"
+            raise TypeError(f"state: got {type(value).__name__}, wanted {wanted}")
+        arrays = [as_real(part, self._dtype, "state") for part in given]
+        for array in arrays:
+            if array.shape != own[0].shape:
+                raise ValueError(f"state: got shape {array.shape}, wanted (layers, batch, hidden) = {own[0].shape}")
+            if not np.isfinite(array).all():
+                raise ValueError("state: holds NaN or infinite values")
+        for part, array in zip(own, arrays):
+            part[...] = array
+
+    def reset(self, rows: Any = None) -> None:
+        """Set the states of some rows, or of all, back to zero.
+
+        Parameters
+        ----------
+        rows
+            Row indices, a boolean mask (batch,), or None for all rows.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A row that does not exist or occurs twice, a mask of another length, or something else.
+        """
+        chosen: Any = slice(None)
+        if rows is not None:
+            given = np.atleast_1d(np.asarray(rows))
+            if given.dtype == np.bool:
+                if given.shape != (self.batch,):
+                    raise ValueError(f"rows: got a mask of shape {given.shape}, wanted ({self.batch},)")
+                chosen = given
+            else:
+                chosen = self._read_rows(given)
+        for part in self._all.entering:
+            part[:, chosen] = 0
+
+    def _copy_state(self, other: _Stream) -> None:
+        for own, theirs in zip(self._all.entering, other._all.entering):
+            own[...] = theirs
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the states (not the weights) to an `.npz` file, atomically.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        parts: dict[str, Any] = dict(zip("hc", self._all.entering))
+        with atomic_write(path) as stream:
+            np.savez(stream, **parts)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read states that `save` wrote; the stream must have as many rows, over layers of the same shape.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        ValueError
+            It holds no states, or states of another shape; nothing has changed then.
+        """
+        wanted = list("hc" if self._has_c else "h")
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                names = sorted(stored.files)
+                parts = [stored[name] for name in wanted if name in names]
+        except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"path: {os.fspath(path)} holds no states of a stream ({error})") from None
+        if names != sorted(wanted):
+            raise ValueError(f"path: {os.fspath(path)} holds {names}, wanted the states {wanted}")
+        self.state = tuple(parts) if self._has_c else parts[0]
+
+
+class LayerStream(_Stream):
+    """A layer fed step by step; made by `layer.stream(batch)`.
+
+    Parameters
+    ----------
+    layer
+        A one-directional RNN, LSTM or GRU. Its weights are used in place: change them and the next step sees it.
+    batch
+        Number of rows, that is, of independent sequences. Every row starts with a zero state.
+
+    Raises
+    ------
+    ValueError
+        The layer is bidirectional, or `batch` is less than 1.
+    TypeError
+        `batch` is not a whole number.
+
+    Notes
+    -----
+    In its usual loop a step makes one kernel call and allocates no array. Inputs are not searched for NaN, unlike in
+    `layer.step`: a NaN stays in its row until `reset`.
+
+    Examples
+    --------
+    >>> import numpy as np, crnn
+    >>> stream = crnn.GRU(3, 4, rng=0).stream(batch=2)
+    >>> stream.step(np.ones((2, 3), np.float32)).shape
+    (2, 4)
+    >>> stream.reset(rows=[1])
+    >>> bool(stream.state[0, 0].any()), bool(stream.state[0, 1].any())
+    (True, False)
+    """
+
+    __slots__ = ("_outputs", "_shape", "layer")
+
+    def __init__(self, layer: _Recurrent, batch: int = 1) -> None:
+        if layer.bidirectional:
+            raise ValueError("a bidirectional layer cannot stream: its backward direction starts at the end")
+        super().__init__(layer._stack, layer.num_layers, layer.hidden_size, layer._cell.states, layer.dtype, batch)
+        self.layer = layer
+        self._shape = (self.batch, layer.input_size)
+        self._outputs = _Buffers((self.batch, layer.hidden_size), layer.dtype)
+
+    def step(self, x: Any, rows: Any = None) -> Array:
+        """One time step of all rows, or of some.
+
+        Parameters
+        ----------
+        x
+            (batch, features), or (features,) when there is one row. The layer's dtype in C order is read in place;
+            other real dtypes and orders are converted.
+        rows
+            Indices of the rows that take the step, each at most once, in any order; x is then (len(rows), features).
+            The other rows wait with their states untouched. None: all rows.
+
+        Returns
+        -------
+        numpy.ndarray
+            (batch, hidden) outputs of the last layer; (len(rows), hidden) with `rows`; (hidden,) when x had no batch
+            axis. The array is the caller's: its memory is used again only when nothing refers to it any more.
+
+        Raises
+        ------
+        ValueError
+            x has the wrong shape, or a row does not exist or occurs twice. No state has changed then.
+        TypeError
+            x does not hold real numbers, or rows are not whole numbers.
+        """
+        if rows is None and type(x) is np.ndarray and x.dtype is self._dtype and x.shape == self._shape:
+            flags = x.flags
+            if flags.c_contiguous and flags.aligned:
+                y = self._outputs.take()
+                self._step_all(x, y)
+                return y
+        array = as_real(x, self._dtype, "x")
+        if rows is not None:
+            index = self._read_rows(rows)
+            y = np.empty((len(index), self._hidden), self._dtype)
+            array = self._read(array, len(index))
+            if len(index):
+                self._step_some(array, y, index)
+            return y
+        single = array.ndim == 1 and self.batch == 1
+        y = self._outputs.take()
+        self._step_all(self._read(array[None] if single else array, self.batch), y)
+        return y[0] if single else y
+
+    def _read(self, array: Array, count: int) -> Array:
+        wanted = (count, self._shape[1])
+        if array.shape != wanted:
+            single = f", or ({wanted[1]},) for the one row" if self.batch == 1 else ""
+            raise ValueError(f"x: got shape {array.shape}, wanted (rows, features) = {wanted}{single}")
+        return np.require(array, requirements=["C", "A"])
+
+    def copy(self) -> Self:
+        """A stream over the same weights with states of its own, equal to this one's now."""
+        twin = type(self)(self.layer, self.batch)
+        twin._copy_state(self)
+        return twin
+
+    __copy__ = copy
+
+    def __repr__(self) -> str:
+        return f"LayerStream({self.layer!r}, batch={self.batch})"
+
+
+class ModelStream(_Stream):
+    """A language model fed word by word; made by `model.stream(batch)`.
+
+    Parameters
+    ----------
+    model
+        The language model. Its weights are used in place.
+    batch
+        Number of rows, that is, of independent texts. Every row starts with a zero state.
+
+    Raises
+    ------
+    ValueError
+        `batch` is less than 1.
+    TypeError
+        `batch` is not a whole number.
+
+    Examples
+    --------
+    >>> import crnn
+    >>> stream = crnn.LanguageModel(7, "lstm", hidden_size=4, rng=0).stream(batch=2)
+    >>> stream.step([3, 5]).shape
+    (2, 7)
+    """
+
+    __slots__ = ("_outputs", "model")
+
+    def __init__(self, model: LanguageModel, batch: int = 1) -> None:
+        c = model.configuration
+        super().__init__(model._stack, c.num_layers, c.hidden_size, model._cell.states, model.dtype, batch)
+        self.model = model
+        self._outputs = _Buffers((self.batch, c.vocabulary_size), model.dtype)
+
+    def step(self, ids: Any, rows: Any = None) -> Array:
+        """Read one word in each row and predict the next.
+
+        Parameters
+        ----------
+        ids
+            (batch,) word ids, or one id when there is one row.
+        rows
+            Indices of the rows that read a word, each at most once; ids is then (len(rows),). None: all rows.
+
+        Returns
+        -------
+        numpy.ndarray
+            (batch, vocabulary) probabilities of the next word; (len(rows), vocabulary) with `rows`; (vocabulary,) for
+            one id without a batch axis. The array is the caller's, as in `LayerStream.step`.
+
+        Raises
+        ------
+        ValueError
+            An id outside the vocabulary, the wrong number of ids, or a row that does not exist or occurs twice. No
+            state has changed then.
+        TypeError
+            Ids or rows that are not whole numbers.
+        """
+        given = np.asarray(ids)
+        single = given.ndim == 0 and self.batch == 1 and rows is None
+        index = None if rows is None else self._read_rows(rows)
+        words = self._read(given[None] if single else given, self.batch if index is None else len(index))
+        model = self.model
+        x = words if model.configuration.onehot else model._embed(words)
+        hidden = np.empty((len(words), self._hidden), self._dtype)
+        y = self._outputs.take() if index is None else np.empty((len(words), len(model)), self._dtype)
+        if len(words):
+            if index is None:
+                self._step_all(x, hidden)
+            else:
+                self._step_some(x, hidden, index)
+            _kernels.softmax_probabilities(hidden, model._output, model._bias, y)
+        return y[0] if single else y
+
+    def _read(self, ids: Array, count: int) -> npt.NDArray[np.int64]:
+        if ids.shape != (count,):
+            raise ValueError(f"ids: got shape {ids.shape}, wanted ({count},), one id for each row")
+        if ids.size and ids.dtype.kind not in "iu":
+            raise TypeError(f"ids: got {ids.dtype}, wanted whole numbers")
+        size = len(self.model)
+        wrong = ids[(ids < 0) | (ids >= size)]
+        if wrong.size:
+            raise ValueError(f"ids: got {int(wrong[0])}, which is outside the vocabulary of {size} words")
+        return np.ascontiguousarray(ids, np.int64)
+
+    def copy(self) -> Self:
+        """A stream over the same weights with states of its own, equal to this one's now."""
+        twin = type(self)(self.model, self.batch)
+        twin._copy_state(self)
+        return twin
+
+    __copy__ = copy
+
+    def __repr__(self) -> str:
+        return f"ModelStream({self.model!r}, batch={self.batch})"
+
+
+def _row_count(batch: object) -> int:
+    if isinstance(batch, bool):
+        raise TypeError("batch: got a bool, wanted a whole number")
+    try:
+        count = operator.index(batch)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"batch: got {type(batch).__name__}, wanted a whole number") from None
+    if count < 1:
+        raise ValueError(f"batch: got {count}, wanted at least 1")
+    return count
