@@ -1,0 +1,260 @@
+"""The door to C beneath the layers: one-hot input, dropout masks, wanted and unwanted gradients, rows and columns."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import grid
+import numpy as np
+import pytest
+import reference
+import tolerances
+from grid import KINDS, Case
+
+from crnn import _kernels
+from crnn.packed import Packed
+from crnn.parameters import Parameters, Spec
+
+DTYPES = ("float32", "float64")
+
+
+def stack_of(case: Case, params: dict[str, np.ndarray], onehot: bool = False) -> tuple[object, list]:
+    """A kernel stack over `params`, and the list of its weights."""
+    net = case.net
+    weights = [
+        params.get(name)
+        for layer in range(net.num_layers)
+        for direction in range(net.directions)
+        for name in reference.parameter_names(layer, direction)
+    ]
+    if onehot:
+        weights[0] = params.storage("weight_ih_l0")
+    stack = _kernels.Stack(
+        f"rnn_{net.nonlinearity}" if net.cell == "rnn" else net.cell,
+        case.input_size,
+        case.hidden_size,
+        net.num_layers,
+        net.directions,
+        weights,
+        reset_after=net.reset_after,
+        z_state=net.z_weighs == "state",
+        onehot=onehot,
+    )
+    return stack, weights
+
+
+@dataclasses.dataclass
+class Pass:
+    """One forward and backward through a kernel stack, in packed rows."""
+
+    geometry: Packed
+    stack: object
+    tape: object
+    y: np.ndarray
+    final: tuple[np.ndarray, ...]
+
+    def backward(self, case: Case, p: grid.Problem, grads: list, dx: np.ndarray | None, **options: object) -> tuple:
+        dy = self.geometry.pack(p.d_outputs)
+        d_final = [self.geometry.sort(part) for part in p.d_state] + [None] * (2 - len(p.d_state))
+        d_initial = [np.full_like(part, 7.0) for part in p.state] + [None] * (2 - len(p.state))
+        self.stack.backward(self.tape, dy, *d_final, case.truncation.schedule, dx, *d_initial, grads, **options)
+        return tuple(self.geometry.unsort(part) for part in d_initial if part is not None)
+
+
+def run(case: Case, p: grid.Problem, stack: object, rows: np.ndarray, masks: np.ndarray | None = None) -> Pass:
+    geometry = Packed(np.array(case.lengths))
+    initial = [np.ascontiguousarray(geometry.sort(part)) for part in p.state] + [None] * (2 - len(p.state))
+    y = np.full((geometry.rows, case.net.directions * case.hidden_size), 7.0, case.dtype)
+    final = [np.full_like(part, 7.0) for part in p.state] + [None] * (2 - len(p.state))
+    tape = stack.forward(rows, geometry.offsets, *initial, y, *final, True, masks)
+    return Pass(geometry, stack, tape, y, tuple(geometry.unsort(part) for part in final if part is not None))
+
+
+ONEHOT = [
+    Case(kind, words, hidden, (4, 0, 7, 1), layers, bias=bias, dtype=dtype, scheme=scheme)
+    for kind in KINDS
+    for words, hidden, layers, bias, dtype, scheme in [
+        (11, 17, 1, True, "float32", ("window", 3)),
+        (40, 8, 2, True, "float64", ("full",)),
+        (3, 33, 1, False, "float64", ("chunk", 2, 3)),
+        (500, 5, 2, False, "float32", ("full",)),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", ONEHOT, ids=lambda case: case.id)
+def test_ids_equal_one_hot_vectors(case, isa, threads, rng):
+    drawn = grid.problem_of(case)
+    specs = [Spec(name, value.shape, name == "weight_ih_l0") for name, value in drawn.params.items()]
+    params = Parameters(specs, case.dtype)
+    params.assign(drawn.params)
+    ids = [rng.integers(0, case.input_size, length) for length in case.lengths]
+    vectors = [np.eye(case.input_size)[i] for i in ids]
+    forward = reference.forward(case.net, drawn.params, vectors, drawn.state)
+    expected = reference.backward(case.net, drawn.params, forward, drawn.d_outputs, drawn.d_state, case.reach)
+
+    found = []
+    for count in (1, 2):
+        threads(count)
+        stack, weights = stack_of(case, params, onehot=True)
+        geometry = Packed(np.array(case.lengths))
+        rows = geometry.pack(ids)
+        done = run(case, drawn, stack, rows)
+        grads = [None if w is None else np.full_like(w, 7.0) for w in weights]
+        grads[0] = None
+        gates = drawn.params["weight_ih_l0"].shape[0]
+        dx = np.full((geometry.rows, gates), 7.0, case.dtype)
+        d_state = done.backward(case, drawn, grads, dx)
+        d_words = np.zeros((case.input_size, gates))
+        np.add.at(d_words, rows, dx.astype(np.float64))
+        named = dict(zip((name for name in expected.params if name != "weight_ih_l0"), grads_of(grads)))
+        results = grid.Results(geometry.unpack(done.y), done.final, [], d_state, named)
+        checked = dataclasses.replace(results, d_params={"weight_ih_l0": d_words.T.astype(case.dtype), **named})
+        grid.check(case, checked, grid.Results(forward.outputs, forward.state, [], expected.state, expected.params))
+        found.append((results, dx))
+    grid.identical(found[0][0], found[1][0])
+    assert found[0][1].tobytes() == found[1][1].tobytes()
+
+
+def grads_of(grads: list) -> list[np.ndarray]:
+    return [gradient for gradient in grads if gradient is not None]
+
+
+MASKED = [
+    Case(kind, 5, 17, (4, 0, 7, 1, 2), layers, both, dtype=dtype, scheme=scheme)
+    for kind in KINDS
+    for layers, both, dtype, scheme in [
+        (2, False, "float32", ("window", 3)),
+        (3, False, "float64", ("full",)),
+        (2, True, "float32", ("full",)),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", MASKED, ids=lambda case: case.id)
+def test_masks_multiply_the_input_of_upper_layers(case, isa, threads, rng):
+    p = grid.problem_of(case)
+    width = case.net.directions * case.hidden_size
+    masks = [
+        [((rng.random((steps, width)) > 0.3) * 1.25).astype(case.dtype) for steps in case.lengths]
+        for _ in range(case.num_layers - 1)
+    ]
+    forward = reference.forward(case.net, p.params, p.xs, p.state, masks)
+    expected = reference.backward(case.net, p.params, forward, p.d_outputs, p.d_state, case.reach)
+    wanted = grid.Results(forward.outputs, forward.state, expected.inputs, expected.state, expected.params)
+    for count in (1, 2):
+        threads(count)
+        stack, weights = stack_of(case, p.params)
+        geometry = Packed(np.array(case.lengths))
+        packed_masks = np.stack([geometry.pack(layer) for layer in masks])
+        done = run(case, p, stack, geometry.pack(p.xs), packed_masks)
+        grads = [np.full_like(w, 7.0) for w in weights]
+        dx = np.full((geometry.rows, case.input_size), 7.0, case.dtype)
+        d_state = done.backward(case, p, grads, dx)
+        found = grid.Results(
+            geometry.unpack(done.y), done.final, geometry.unpack(dx), d_state, dict(zip(p.params, grads))
+        )
+        grid.check(case, found, wanted)
+
+
+@pytest.mark.parametrize("scheme", [("full",), ("window", 2), ("chunk", 2, 3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulate_adds_and_unwanted_gradients_stay_away(kind, scheme, isa):
+    case = Case(kind, 5, 17, (4, 0, 3), num_layers=2, dtype="float64", scheme=scheme)
+    p, expected = grid.problem_of(case), grid.oracle(case)
+    stack, weights = stack_of(case, p.params)
+    geometry = Packed(np.array(case.lengths))
+    done = run(case, p, stack, geometry.pack(p.xs))
+    grads = [np.full_like(w, 0.25) for w in weights]
+    done.backward(case, p, grads, None, accumulate=True)
+    for (name, e), gradient in zip(expected.d_params.items(), grads):
+        tolerances.assert_close(gradient, e + 0.25, "d_params", terms=case.terms, steps=case.steps, what=name)
+    # One gradient at a time, and none at all, must be the same numbers as all together.
+    for chosen in range(len(weights)):
+        one = [np.full_like(w, 7.0) if i == chosen else None for i, w in enumerate(weights)]
+        done.backward(case, p, one, None)
+        tolerances.assert_close(
+            one[chosen], list(expected.d_params.values())[chosen], "d_params", terms=case.terms, steps=case.steps
+        )
+    dx = np.full((geometry.rows, 5), 7.0)
+    d_state = done.backward(case, p, [None] * len(weights), dx)
+    for a, e in zip([*geometry.unpack(dx), *d_state], [*expected.d_inputs, *expected.d_state], strict=True):
+        tolerances.assert_close(a, e, "d_input", terms=case.terms, steps=case.steps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scheme", [("full",), ("window", 2)])
+def test_missing_upstream_gradients_are_zero(kind, scheme, isa):
+    case = Case(kind, 3, 9, (4, 0, 3), dtype="float64", scheme=scheme)
+    p = grid.problem_of(case)
+    stack, weights = stack_of(case, p.params)
+    geometry = Packed(np.array(case.lengths))
+    done = run(case, p, stack, geometry.pack(p.xs))
+    zeros = dataclasses.replace(p, d_outputs=[0 * d for d in p.d_outputs], d_state=tuple(0 * d for d in p.d_state))
+    two = len(p.state) == 2
+    for given, dy in ((dataclasses.replace(zeros, d_state=p.d_state), None), (zeros, geometry.pack(zeros.d_outputs))):
+        explicit, implicit = ([np.full_like(w, 7.0) for w in weights] for _ in range(2))
+        dx_a, dx_b = (np.full((geometry.rows, 3), 7.0) for _ in range(2))
+        d_a = done.backward(case, given, explicit, dx_a)
+        d_final = [geometry.sort(d) for d in given.d_state] if dy is None else [None, None]
+        d_b = [np.full_like(part, 7.0) for part in p.state]
+        done.stack.backward(
+            done.tape, dy, *[*d_final, None][:2], case.truncation.schedule, dx_b,
+            d_b[0], d_b[1] if two else None, implicit,
+        )  # fmt: skip
+        for a, b in zip([*explicit, dx_a, *d_a], [*implicit, dx_b, *map(geometry.unsort, d_b)], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 8, 15, 16, 17, 33])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_and_columns(dtype, width, isa, rng):
+    table = np.full((9, width + 3), 5.0, dtype)[:, :width]
+    table[...] = grid.asymmetric(rng, table.shape, dtype)
+    ids = np.array([8, 0, 3, 3, 8], np.int64)
+    out = np.full((5, width), 7.0, dtype)
+    _kernels.take_rows(np.ascontiguousarray(table), ids, out)
+    np.testing.assert_array_equal(out, table[ids])
+    put = np.zeros((9, width), dtype)
+    _kernels.put_rows(out[:3], np.array([4, 1, 7], np.int64), put)
+    np.testing.assert_array_equal(put[[4, 1, 7]], out[:3])
+    assert not put[[0, 2, 3, 5, 6, 8]].any()
+    _kernels.take_columns(table, ids % width, columns := np.full((5, 9), 7.0, dtype))
+    np.testing.assert_array_equal(columns, table[:, ids % width].T)
+
+    rows = grid.asymmetric(rng, (5, width), dtype)
+    expected = table.astype(np.float64)
+    np.add.at(expected, ids, -0.5 * rows)
+    _kernels.add_rows(table, ids, rows, -0.5)
+    np.testing.assert_allclose(table, expected, rtol=0, atol=4 * np.finfo(dtype).eps)
+    columns = grid.asymmetric(rng, (5, 9), dtype)
+    np.add.at(expected.T, ids % width, 0.25 * columns)
+    _kernels.add_columns(table, ids % width, columns, 0.25)
+    np.testing.assert_allclose(table, expected, rtol=0, atol=16 * np.finfo(dtype).eps)
+    assert (table.base[:, width:] == 5.0).all(), "the padding between rows was written"
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 15, 16, 17, 33, 1000, 100_003])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sum_squares_and_scale(dtype, n, isa, threads, rng):
+    a = grid.asymmetric(rng, (n,), dtype, 3.0)
+    exact = float((a.astype(np.longdouble) ** 2).sum())
+    threads(1)
+    one = _kernels.sum_squares(a)
+    assert one == pytest.approx(exact, rel=1e-13)
+    threads(2)
+    assert _kernels.sum_squares(a) == one
+    scaled = a.copy()
+    _kernels.scale(scaled, -0.3)
+    np.testing.assert_allclose(scaled, -0.3 * a.astype(np.float64), rtol=2 * np.finfo(dtype).eps)
+
+
+def test_sum_squares_of_float32_accumulates_in_float64(isa):
+    a = np.full(2_000_000, 1e-3, np.float32)
+    assert _kernels.sum_squares(a) == pytest.approx(2_000_000 * float(np.float32(1e-3)) ** 2, rel=1e-12)
+    assert _kernels.sum_squares(np.array([np.nan, 1.0], np.float32)) != _kernels.sum_squares(np.ones(2, np.float32))
+    assert not np.isfinite(_kernels.sum_squares(np.array([1.0, np.inf, 2.0])))
+
+
+def test_sum_squares_of_large_float32_values_does_not_overflow(isa):
+    assert _kernels.sum_squares(np.full(9, 1e30, np.float32)) == pytest.approx(9e60, rel=1e-6)

@@ -1,0 +1,188 @@
+"""crnn's layers against the oracle: cells, switches, dtypes, stacks, directions, ragged lengths, truncation, threads,
+instruction sets, at the sizes around every vector width.
+
+Every case runs with one and with two threads, which must agree in every bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import grid
+import numpy as np
+import pytest
+from grid import KINDS, Case
+
+from crnn import _kernels
+
+WIDTHS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
+BATCHES = (1, 2, 3, 5, 6, 7, 8, 9, 13, 20)
+STEPS = (1, 2, 3, 7)
+DTYPES = ("float32", "float64")
+SCHEMES = [("full",), ("window", 1), ("window", 2), ("window", 3), ("chunk", 2, 2), ("chunk", 2, 3), ("chunk", 3, 7)]
+
+
+def small_grid() -> list[Case]:
+    """Everything with everything, at one small odd size."""
+    stacks = [(1, False), (2, False), (1, True), (2, True)]
+    cases = []
+    for kind, dtype, (layers, both) in itertools.product(KINDS, DTYPES, stacks):
+        for scheme in [("full",)] if both else [("full",), ("window", 2), ("chunk", 2, 3)]:
+            cases.append(Case(kind, 3, 5, (2, 0, 5, 1, 5, 3, 4), layers, both, True, dtype, scheme))
+    return cases
+
+
+def width_grid() -> list[Case]:
+    """Every cell at every hidden width; the other sizes are drawn."""
+    rng = np.random.default_rng(20_151)
+    cases = []
+    for kind, hidden in itertools.product(KINDS, WIDTHS):
+        batch, steps = int(rng.choice(BATCHES)), int(rng.choice(STEPS))
+        lengths = (steps,) * batch
+        cases.append(Case(kind, int(rng.choice(WIDTHS)), hidden, lengths, dtype=DTYPES[len(cases) % 2]))
+    return cases
+
+
+def batch_grid() -> list[Case]:
+    """Every cell at every batch size: the rows of a block run through every tail of the row tiles."""
+    return [
+        Case(kind, 4, 17, (2,) * batch, dtype=DTYPES[(i + j) % 2])
+        for i, kind in enumerate(KINDS)
+        for j, batch in enumerate(BATCHES)
+    ]
+
+
+def sampled_grid(count: int) -> list[Case]:
+    """A random sample of the whole grid."""
+    rng = np.random.default_rng(1_990)
+    cases = {}
+    while len(cases) < count:
+        batch, steps = int(rng.choice(BATCHES)), int(rng.choice(STEPS))
+        ragged = rng.random() < 0.7
+        both = bool(rng.random() < 0.25)
+        case = Case(
+            kind=str(rng.choice(list(KINDS))),
+            input_size=int(rng.choice(WIDTHS)),
+            hidden_size=int(rng.choice(WIDTHS)),
+            lengths=tuple(int(n) for n in rng.integers(0, steps + 1, batch)) if ragged else (steps,) * batch,
+            num_layers=int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15])),
+            bidirectional=both,
+            bias=bool(rng.random() < 0.8),
+            dtype=str(rng.choice(DTYPES)),
+            scheme=("full",) if both else SCHEMES[rng.integers(len(SCHEMES))],
+        )
+        cases[case.id] = case
+    return list(cases.values())
+
+
+CASES = [*small_grid(), *width_grid(), *batch_grid(), *sampled_grid(150)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_layer_agrees_with_the_oracle(case, isa, threads):
+    threads(1)
+    one = grid.library(case)
+    grid.check(case, one, grid.oracle(case))
+    threads(2)
+    grid.identical(one, grid.library(case))
+
+
+INFERENCE = [
+    Case(kind, 5, hidden, lengths, layers, both, dtype=dtype)
+    for kind in KINDS
+    for hidden, lengths, layers, both, dtype in [
+        (17, (3, 0, 7, 1, 2, 2), 2, False, "float32"),
+        (8, (4, 4, 4), 1, True, "float64"),
+        (33, (1,), 1, False, "float32"),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", INFERENCE, ids=lambda case: case.id)
+def test_inference_agrees_with_training_bit_by_bit(case, isa, threads):
+    p = grid.problem_of(case)
+    layer = grid.layer_of(case, p.params)
+    for count in (1, 2):
+        threads(count)
+        run = layer.forward(p.xs, grid.public(p.state))
+        outputs, state = layer(p.xs, grid.public(p.state))
+        for a, b in zip([*outputs, *grid.parts(state)], [*run.output, *grid.parts(run.state)], strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_state_is_the_zero_state(kind, isa):
+    case = Case(kind, 3, 9, (4, 0, 2), dtype="float32")
+    p = grid.problem_of(case)
+    zero = dataclasses.replace(p, state=tuple(np.zeros_like(part) for part in p.state))
+    layer = grid.layer_of(case, p.params)
+    run = layer.forward(p.xs)
+    back = run.backward(p.d_outputs, grid.public(p.d_state))
+    results = grid.Results(
+        list(run.output), grid.parts(run.state), list(back.input), grid.parts(back.state), back.params
+    )
+    grid.identical(results, grid.library(case, zero))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_forms_of_input_agree(kind):
+    """A list, a padded array with lengths, a dense array, and one sequence without a batch axis."""
+    case = Case(kind, 3, 6, (4, 2, 0, 4), dtype="float64")
+    p = grid.problem_of(case)
+    layer = grid.layer_of(case, p.params)
+    listed = layer.forward(p.xs, grid.public(p.state))
+    d_listed = listed.backward(p.d_outputs, grid.public(p.d_state))
+
+    def pad(sequences: list[np.ndarray], fill: float) -> np.ndarray:
+        padded = np.full((len(sequences), 4, sequences[0].shape[1]), fill)
+        for row, sequence in zip(padded, sequences):
+            row[: len(sequence)] = sequence
+        return padded
+
+    padded = layer.forward(pad(p.xs, 9.0), grid.public(p.state), lengths=np.array(case.lengths))
+    d_padded = padded.backward(pad(p.d_outputs, 7.0), grid.public(p.d_state))
+    for i, length in enumerate(case.lengths):
+        assert padded.output[i, :length].tobytes() == listed.output[i].tobytes()
+        assert d_padded.input[i, :length].tobytes() == d_listed.input[i].tobytes()
+        assert not d_padded.input[i, length:].any()
+        assert not padded.output[i, length:].any()
+    for name, gradient in d_listed.params.items():
+        assert d_padded.params[name].tobytes() == gradient.tobytes()
+
+    state = grid.public(tuple(part[:, :1] for part in p.state))
+    dense = layer.forward(p.xs[0][None], state)
+    d_dense = dense.backward(p.d_outputs[0][None])
+    single_state = grid.public(tuple(part[:, :1] for part in p.state))
+    single = layer.forward(p.xs[0], single_state)
+    d_single = single.backward(p.d_outputs[0])
+    assert single.output.shape == (4, 6)
+    assert dense.output.shape == (1, 4, 6)
+    assert single.output.tobytes() == dense.output.tobytes()
+    assert d_single.input.tobytes() == d_dense.input.tobytes()
+
+
+def test_every_available_instruction_set_was_exercised(capsys):
+    """Switching works for each, each gives the oracle's numbers, and none that the machine has is left out."""
+    case = Case("lstm", 5, 19, (3, 2, 0, 4), dtype="float32")
+    before, exercised = _kernels.isa(), []
+    try:
+        for name in _kernels.available_isas():
+            _kernels.set_isa(name)
+            assert _kernels.isa() == name
+            grid.check(case, grid.library(case), grid.oracle(case))
+            exercised.append(name)
+    finally:
+        _kernels.set_isa(before)
+    with capsys.disabled():
+        print(f"\ninstruction sets exercised: {', '.join(exercised)}")
+    assert exercised
+    assert set(exercised) == set(_kernels.available_isas())
+    assert "scalar" in exercised
+
+
+def test_an_unknown_instruction_set_is_refused():
+    before = _kernels.isa()
+    with pytest.raises(ValueError, match="sse9"):
+        _kernels.set_isa("sse9")
+    assert _kernels.isa() == before
