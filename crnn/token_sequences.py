@@ -1,0 +1,125 @@
+"""Checked sequences of word ids: from what a caller passes to what a model computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .data import TokenBatch
+from .packed import dense
+
+__all__ = ["as_sequences", "check_batch", "in_batches", "one_batch", "read_ids", "read_pairs"]
+
+Ids = NDArray[np.int64]
+
+_ROWS = 4096  # rows of an evaluation batch: enough for full-speed products, few enough that activations stay small
+
+
+def read_ids(values: ArrayLike, words: int, name: str) -> Ids:
+    """One sequence of ids, each below `words`: (T,) int64, C-contiguous, at least one.
+
+    Raises
+    ------
+    TypeError
+        Ids that are not integers.
+    ValueError
+        Not one-dimensional, empty, or an id outside the vocabulary: names the id, its position and the size.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: not one sequence of ids ({error})") from None
+    if array.ndim != 1:
+        raise ValueError(f"{name}: got an array of shape {array.shape}, wanted one sequence of ids")
+    if array.size == 0:
+        raise ValueError(f"{name}: got an empty sequence, wanted at least one id")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: got {array.dtype}, wanted integer ids (Vocabulary.encode makes them from words)")
+    wrong = (array < 0) | (array >= words)
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise ValueError(f"{name}: {_outside(int(array[at]), words)} at position {at}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def as_sequences(xs: Any, ys: Any) -> tuple[Any, Any]:
+    """Two lists of sequences; where a single sequence came (its first element is a number), a list of that one.
+
+    Raises
+    ------
+    TypeError
+        Something that is no sequence.
+    ValueError
+        One sequence on one side and several on the other.
+    """
+    for name, value in (("xs", xs), ("ys", ys)):
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or not hasattr(value, "__getitem__"):
+            raise TypeError(f"{name}: got {type(value).__name__}, wanted sequences of ids")
+    single = [len(value) > 0 and np.isscalar(value[0]) for value in (xs, ys)]
+    if single == [True, True]:
+        return [xs], [ys]
+    if any(single) and len(xs) and len(ys):
+        raise ValueError(f"{'ys' if single[0] else 'xs'}: got several sequences, but one on the other side")
+    return ([xs], [ys]) if any(single) else (xs, ys)
+
+
+def read_pairs(xs: Sequence[ArrayLike], ys: Sequence[ArrayLike], words: int) -> tuple[list[Ids], list[Ids]]:
+    """Inputs and targets, checked one by one and against each other.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `read_ids`; and ValueError for no sequence at all, or numbers or lengths that do not match.
+    """
+    if len(xs) != len(ys):
+        raise ValueError(f"ys: got {len(ys)} sequences, wanted {len(xs)}, one for each sequence of xs")
+    if not len(xs):
+        raise ValueError("xs: got no sequence, wanted at least one")
+    inputs, targets = [], []
+    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        x_ids, y_ids = read_ids(x, words, f"xs[{i}]"), read_ids(y, words, f"ys[{i}]")
+        if len(x_ids) != len(y_ids):
+            raise ValueError(f"ys[{i}]: got {len(y_ids)} ids, wanted {len(x_ids)}, one for each id of xs[{i}]")
+        inputs.append(x_ids)
+        targets.append(y_ids)
+    return inputs, targets
+
+
+def one_batch(inputs: list[Ids], targets: list[Ids]) -> TokenBatch:
+    """Checked pairs as one packed batch, in their order."""
+    if len(inputs) == 1:
+        return TokenBatch(inputs[0], targets[0], dense(1, len(inputs[0])))
+    return TokenBatch.from_sequences(inputs, targets)
+
+
+def in_batches(inputs: list[Ids], targets: list[Ids]) -> Iterator[TokenBatch]:
+    """Checked pairs in batches of similar length and bounded size; the longest come first."""
+    order = np.argsort([-len(x) for x in inputs], kind="stable").tolist()
+    first = 0
+    while first < len(order):
+        group = order[first : first + max(1, _ROWS // len(inputs[order[first]]))]
+        yield one_batch([inputs[i] for i in group], [targets[i] for i in group])
+        first += len(group)
+
+
+def check_batch(batch: TokenBatch, words: int) -> None:
+    """The ids of a packed batch must be below `words`, because the kernels index with them.
+
+    Raises
+    ------
+    ValueError
+        Naming the id, the sequence and step where it stands, and the size.
+    """
+    for name, ids in (("x", batch.x), ("y", batch.y)):
+        # read as unsigned, a negative id is huge: one comparison finds both kinds
+        if len(ids) and int(ids.view(np.uint64).max()) >= words:
+            row = int(np.flatnonzero((ids < 0) | (ids >= words))[0])
+            sequence, step = int(batch.packed.sequence[row]), int(batch.packed.step[row])
+            raise ValueError(f"batch.{name}: {_outside(int(ids[row]), words)} at step {step} of sequence {sequence}")
+
+
+def _outside(number: int, words: int) -> str:
+    return f"got the id {number}, which is outside the vocabulary of {words} words (0 to {words - 1}),"
