@@ -7,22 +7,11 @@ step ``r(t)`` counts as a constant, except that the initial state receives its g
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
+from crnn.arguments import whole_number
+
 __all__ = ["Chunk", "Full", "Truncation", "Window"]
-
-
-def _positive(value: object, argument: str) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{argument} must be a whole number of steps, not a bool")
-    try:
-        steps = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{argument} must be a whole number of steps, not {type(value).__name__}") from None
-    if steps < 1:
-        raise ValueError(f"{argument} must be at least 1, got {steps}")
-    return steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +44,7 @@ class Window:
     k: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "k", _positive(self.k, "Window: k"))
+        object.__setattr__(self, "k", whole_number(self.k, "Window: k"))
 
     @property
     def schedule(self) -> tuple[int, int, int]:
@@ -87,8 +76,8 @@ class Chunk:
     k2: int | None = None
 
     def __post_init__(self) -> None:
-        k1 = _positive(self.k1, "Chunk: k1")
-        k2 = k1 if self.k2 is None else _positive(self.k2, "Chunk: k2")
+        k1 = whole_number(self.k1, "Chunk: k1")
+        k2 = k1 if self.k2 is None else whole_number(self.k2, "Chunk: k2")
         if k2 < k1:
             raise ValueError(f"Chunk: k2 must be at least k1 = {k1}, got {k2}")
         object.__setattr__(self, "k1", k1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import platform
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from crnn import _kernels
+from crnn.arguments import whole_number
 
 __all__ = ["default_threads", "describe", "get_num_threads", "set_num_threads", "show_config"]
 
@@ -92,15 +92,7 @@ def set_num_threads(n: int) -> None:
     TypeError, ValueError
         If `n` is not a whole number of at least 1.
     """
-    if isinstance(n, bool):
-        raise TypeError("n must be a whole number of threads, not a bool")
-    try:
-        count = operator.index(n)
-    except TypeError:
-        raise TypeError(f"n must be a whole number of threads, not {type(n).__name__}") from None
-    if count < 1:
-        raise ValueError(f"n must be at least 1, got {count}")
-    _kernels.set_threads(count)
+    _kernels.set_threads(whole_number(n, "n"))
 
 
 def get_num_threads() -> int:

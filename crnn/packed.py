@@ -154,7 +154,7 @@ class Batch:
         sizes = (self.steps, width) if self.form == "single" else (self.geometry.batch_size, self.steps, width)
         return f"shape {sizes}"
 
-    def pack(self, value: Any, width: int, dtype: np.dtype[Any], name: str, *, own: bool = False) -> np.ndarray:
+    def pack(self, value: Any, width: int, dtype: np.dtype[Any], name: str) -> np.ndarray:
         """Check an array (or list) of this form and arrange it as packed rows.
 
         Parameters
@@ -167,13 +167,11 @@ class Batch:
             Dtype of the rows; real numbers of other types are converted.
         name : str
             The argument's name, for errors.
-        own : bool
-            Whether the rows must not share memory with `value`.
 
         Returns
         -------
         numpy.ndarray
-            (R, width), C-contiguous and aligned.
+            (R, width), C-contiguous and aligned; it may share memory with `value`.
 
         Raises
         ------
@@ -197,7 +195,7 @@ class Batch:
         if geometry.rows != self.steps * geometry.batch_size:  # a single sequence, cut short by its length
             array = array[: geometry.rows]
         flags = array.flags
-        if own or not (flags.c_contiguous and flags.aligned):
+        if not (flags.c_contiguous and flags.aligned):
             array = np.array(array, order="C")
         return array if array.ndim == 2 else array.reshape(geometry.rows, width)
 

@@ -7,6 +7,7 @@ line up element by element.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -74,20 +75,19 @@ def _padded(columns: int, itemsize: int) -> int:
     return (lines | 1) * _LINE // itemsize
 
 
-def _slots(specs: Iterable[Spec], itemsize: int) -> tuple[_Slot, ...]:
+def _layout(specs: Iterable[Spec], itemsize: int) -> tuple[dict[str, _Slot], int]:
+    """Where every tensor stands, and the length of the buffer, in elements."""
     step = _LINE // itemsize
-    slots: list[_Slot] = []
-    names: set[str] = set()
+    slots: dict[str, _Slot] = {}
     start = 0
     for spec in specs:
-        if spec.name in names:
+        if spec.name in slots:
             raise ValueError(f"two tensors have the same name {spec.name!r}")
-        names.add(spec.name)
         stored = (spec.shape[1], _padded(spec.shape[0], itemsize)) if spec.transposed else spec.shape
-        stop = start + int(np.prod(stored, dtype=np.int64))
-        slots.append(_Slot(spec, start, stop, stored))
+        stop = start + math.prod(stored)
+        slots[spec.name] = _Slot(spec, start, stop, stored)
         start = -(-stop // step) * step
-    return tuple(slots)
+    return slots, start
 
 
 def _zeros(elements: int, dtype: np.dtype[Any]) -> np.ndarray:
@@ -141,36 +141,28 @@ class Parameters(dict[str, np.ndarray]):
     dtype : numpy.dtype
     """
 
-    __slots__ = ("_layout", "dtype", "flat")
+    __slots__ = ("_slots", "dtype", "flat")
 
     flat: np.ndarray
     dtype: np.dtype[Any]
-    _layout: tuple[_Slot, ...]
+    _slots: dict[str, _Slot]
 
     def __init__(self, specs: Iterable[Spec], dtype: Any = np.float32) -> None:
-        kind = np.dtype(dtype)
-        if kind not in (np.float32, np.float64):
-            raise ValueError(f"dtype must be float32 or float64, got {kind}")
-        layout = _slots(specs, kind.itemsize)
-        self._bind(layout, kind, _zeros(_length(layout, kind), kind))
+        if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
+            raise ValueError(f"dtype must be float32 or float64, got {dtype}")
+        self.dtype = np.dtype(dtype)
+        self._slots, length = _layout(specs, self.dtype.itemsize)
+        self._attach(_zeros(length, self.dtype))
 
-    def _bind(self, layout: tuple[_Slot, ...], dtype: np.dtype[Any], flat: np.ndarray) -> None:
-        self._layout = layout
-        self.dtype = dtype
+    def _attach(self, flat: np.ndarray) -> None:
         self.flat = flat
-        for slot in layout:
-            dict.__setitem__(self, slot.spec.name, slot.view(flat))
-
-    @classmethod
-    def _over(cls, layout: tuple[_Slot, ...], dtype: np.dtype[Any], flat: np.ndarray) -> Parameters:
-        self = cls.__new__(cls)
-        self._bind(layout, dtype, flat)
-        return self
+        for name, slot in self._slots.items():
+            dict.__setitem__(self, name, slot.view(flat))
 
     @property
     def specs(self) -> tuple[Spec, ...]:
         """The tensors in buffer order."""
-        return tuple(slot.spec for slot in self._layout)
+        return tuple(slot.spec for slot in self._slots.values())
 
     @property
     def size(self) -> int:
@@ -179,14 +171,15 @@ class Parameters(dict[str, np.ndarray]):
 
     def storage(self, name: str) -> np.ndarray:
         """The array as stored: (m, n) with padded rows for a transposed tensor of shape (n, m), else the view."""
-        for slot in self._layout:
-            if slot.spec.name == name:
-                return slot.storage(self.flat)
-        raise KeyError(name)
+        return self._slots[name].storage(self.flat)
 
     def like(self) -> Parameters:
         """A zeroed twin with the same names and layout: for gradients and optimiser moments."""
-        return self._over(self._layout, self.dtype, _zeros(self.flat.size, self.dtype))
+        twin = Parameters.__new__(Parameters)
+        twin.dtype = self.dtype
+        twin._slots = self._slots
+        twin._attach(_zeros(self.flat.size, self.dtype))
+        return twin
 
     def part(self, prefix: str) -> Parameters:
         """The tensors whose names start with `prefix`, under the rest of their names, over the same memory.
@@ -198,23 +191,18 @@ class Parameters(dict[str, np.ndarray]):
         ValueError
             If no name starts with `prefix`, or a foreign tensor stands between those that do.
         """
-        where = [i for i, slot in enumerate(self._layout) if slot.spec.name.startswith(prefix)]
-        if not where:
+        places = [i for i, name in enumerate(self._slots) if name.startswith(prefix)]
+        if not places:
             raise ValueError(f"no tensor name starts with {prefix!r}; there are {', '.join(self)}")
-        if where[-1] - where[0] + 1 != len(where):
+        if places[-1] - places[0] + 1 != len(places):
             raise ValueError(f"the tensors under {prefix!r} are not neighbours in the buffer")
-        chosen = self._layout[where[0] : where[-1] + 1]
-        start = chosen[0].start
-        layout = tuple(
-            _Slot(
-                Spec(slot.spec.name[len(prefix) :], slot.spec.shape, slot.spec.transposed),
-                slot.start - start,
-                slot.stop - start,
-                slot.stored,
-            )
-            for slot in chosen
-        )
-        return self._over(layout, self.dtype, self.flat[start : start + _length(layout, self.dtype)])
+        chosen = list(self._slots.values())[places[0] : places[-1] + 1]
+        specs = [Spec(slot.spec.name[len(prefix) :], slot.spec.shape, slot.spec.transposed) for slot in chosen]
+        part = Parameters.__new__(Parameters)
+        part.dtype = self.dtype
+        part._slots, length = _layout(specs, self.dtype.itemsize)
+        part._attach(self.flat[chosen[0].start : chosen[0].start + length])
+        return part
 
     def assign(self, tensors: Mapping[str, Any]) -> None:
         """Copy every tensor from a mapping with exactly these names; all or nothing.
@@ -281,17 +269,11 @@ class Parameters(dict[str, np.ndarray]):
     def _fixed(self, *_args: Any, **_named: Any) -> NoReturn:
         raise TypeError("the names of Parameters are fixed: tensors can be written, not added or removed")
 
-    __delitem__ = pop = popitem = clear = setdefault = _fixed  # type: ignore[assignment]
+    __delitem__ = pop = popitem = clear = setdefault = _fixed
 
     def __repr__(self) -> str:
         lines = [f"  {name}: {'x'.join(map(str, view.shape))}" for name, view in self.items()]
         return "\n".join([f"Parameters({self.size:,} {self.dtype} values)", *lines])
-
-
-def _length(layout: tuple[_Slot, ...], dtype: np.dtype[Any]) -> int:
-    """Elements in the buffer of a layout: to the end of the last tensor's last cache line."""
-    step = _LINE // dtype.itemsize
-    return -(-layout[-1].stop // step) * step if layout else 0
 
 
 def _restore(specs: tuple[Spec, ...], dtype: str, arrays: dict[str, np.ndarray]) -> Parameters:
