@@ -15,6 +15,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -137,7 +138,8 @@ setup(
         Extension(
             "crnn._kernels",
             sources=["crnn/_kernels.pyx"],
-            include_dirs=["csrc/include", "csrc"],
+            include_dirs=["csrc/include", "csrc/core", numpy.get_include()],
+            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
             depends=c_files,
         )
     ],

@@ -1,0 +1,54 @@
+/* The cells: everything that differs between them, element-wise over a patch of `rows` x `vectors` unit vectors.
+ * Equations: docs/derivations.md; the readable twin: tests/reference.py. Pointers stand at the patch's corner. */
+typedef struct {
+    T *g;             /* gates (rows, ldg), slots Hp apart */
+    size_t ldg, Hp;
+    const T *h_prev;  /* (rows, ldh) */
+    const T *c_prev;
+    T *h, *c;
+    size_t ldh;
+} forward_patch;
+
+typedef struct {
+    const T *g;       /* what forward kept */
+    T *d;             /* gradients of the pre-activations, same layout */
+    size_t ldg, Hp;
+    const T *h_prev, *c_prev, *h, *c;
+    const T *dh;      /* complete gradient of h_t */
+    const T *dc;      /* gradient of c_t that comes from step t+1 (may be the same memory as dc_prev) */
+    T *dc_prev;
+    T *dh_prev;       /* GRU: takes the part of dh_{t-1} that does not pass a weight matrix */
+    const T *base;    /* what dh_prev held before: dh_prev itself to add, null to assign */
+    const T *d_reset; /* GRU, reset before, second half: gradient of r * h_{t-1} */
+    size_t ldh, ldr;
+} backward_patch;
+
+#include "gru.h"
+#include "lstm.h"
+#include "rnn.h"
+
+/* After the recurrent product: pre-activations -> gates and new state. GRU with reset before: r, z, r * h. */
+static void cell_forward(const cell_shape *shape, const forward_patch *p, size_t rows, size_t vectors)
+{
+    switch (shape->kind) {
+    case KIND_LSTM: lstm_forward(p, rows, vectors); break;
+    case KIND_GRU_AFTER: gru_after_forward(p, rows, vectors, shape->z_state); break;
+    case KIND_GRU_BEFORE: gru_before_gates(p, rows, vectors); break;
+    case KIND_RNN_TANH: rnn_tanh_forward(p, rows, vectors); break;
+    case KIND_RNN_SIGMOID: rnn_sigmoid_forward(p, rows, vectors); break;
+    case KIND_RNN_RELU: rnn_relu_forward(p, rows, vectors); break;
+    }
+}
+
+/* dh, dc -> d_pre, dc_prev, and GRU's direct part of dh_prev. GRU with reset before: all but d_r. */
+static void cell_backward(const cell_shape *shape, const backward_patch *p, size_t rows, size_t vectors)
+{
+    switch (shape->kind) {
+    case KIND_LSTM: lstm_backward(p, rows, vectors); break;
+    case KIND_GRU_AFTER: gru_backward(p, rows, vectors, shape->z_state, 1); break;
+    case KIND_GRU_BEFORE: gru_backward(p, rows, vectors, shape->z_state, 0); break;
+    case KIND_RNN_TANH: rnn_tanh_backward(p, rows, vectors); break;
+    case KIND_RNN_SIGMOID: rnn_sigmoid_backward(p, rows, vectors); break;
+    case KIND_RNN_RELU: rnn_relu_backward(p, rows, vectors); break;
+    }
+}

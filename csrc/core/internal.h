@@ -1,0 +1,49 @@
+/* Shared by the C files; not part of the API. */
+#ifndef CRNN_INTERNAL_H
+#define CRNN_INTERNAL_H
+#include "crnn.h"
+
+#define CRNN_LINE 64
+
+typedef struct crnn_kernels {
+    const char *name;
+    crnn_status (*forward)(const crnn_stack *, const crnn_batch *, const crnn_forward_args *, crnn_tape **);
+    crnn_status (*backward)(const crnn_stack *, const crnn_batch *, const crnn_tape *, const crnn_backward_args *);
+    crnn_status (*softmax_loss)(const crnn_softmax_args *, double *);
+    crnn_status (*softmax_probabilities)(const crnn_softmax_args *, void *);
+    void (*update)(const crnn_update_args *);
+    double (*sum_squares)(const void *, size_t);
+    void (*scale)(void *, size_t, double);
+    void (*add_rows)(void *, size_t, size_t, const int64_t *, const void *, size_t, size_t, double);
+    void (*function)(char, const void *, void *, size_t);
+    double (*fma_loop)(size_t iterations); /* returns a value that depends on every operation */
+    size_t fma_flops;                      /* per iteration */
+} crnn_kernels;
+
+/* First member of every tape: backward must use the kernels that laid the tape out. */
+struct crnn_tape {
+    const crnn_kernels *kernels;
+    size_t bytes;
+};
+
+void *crnn_allocate(size_t bytes); /* 64-byte aligned or null */
+void crnn_release(void *block);
+
+/* Threads: `work(context, rank, team)` runs once per rank; ranks may meet at crnn_barrier. */
+typedef struct crnn_team crnn_team;
+typedef void (*crnn_work)(void *context, int rank, crnn_team *team);
+void crnn_parallel(int threads, crnn_work work, void *context);
+int crnn_team_size(const crnn_team *team);
+void crnn_barrier(crnn_team *team);
+double crnn_seconds(void);
+
+/* Share of n items that rank gets: [*lo, *hi), contiguous, in whole groups of `unit`. */
+static inline void crnn_share(size_t n, size_t unit, int rank, int size, size_t *lo, size_t *hi)
+{
+    size_t groups = (n + unit - 1) / unit;
+    size_t a = groups * (size_t)rank / (size_t)size * unit, b = groups * (size_t)(rank + 1) / (size_t)size * unit;
+    *lo = a < n ? a : n;
+    *hi = b < n ? b : n;
+}
+
+#endif

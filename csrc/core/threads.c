@@ -1,0 +1,154 @@
+/* A small thread pool of our own instead of OpenMP: no runtime to bundle, no second OpenMP in a process that has
+ * one, defined behaviour after fork (the child starts a new pool), and workers that go to sleep when idle.
+ * One call at a time owns the pool; a call that finds it taken runs on its own thread alone. Results never depend on
+ * the number of threads, so that is only a question of speed. */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_THREADS 64
+#define SPIN_ROUNDS 20000 /* about 50 us of waiting before a worker sleeps, or a barrier yields */
+
+struct crnn_team {
+    int size;
+    atomic_int arrived;
+    atomic_int phase;
+};
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    atomic_uint ticket;     /* rises with every job */
+    atomic_int pending;     /* workers that have not finished the job */
+    atomic_int sleepers;
+    int workers;            /* started in this process */
+    crnn_work work;
+    void *context;
+    crnn_team team;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+static unsigned first_ticket[MAX_THREADS];
+static atomic_flag busy = ATOMIC_FLAG_INIT;
+static atomic_int wanted = 1;
+static atomic_int atfork_set = 0;
+
+double crnn_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static inline void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+void crnn_set_threads(int n) { atomic_store(&wanted, n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n); }
+int crnn_get_threads(void) { return atomic_load(&wanted); }
+int crnn_team_size(const crnn_team *team) { return team->size; }
+
+void crnn_barrier(crnn_team *team)
+{
+    if (team->size == 1) return;
+    int phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->size - 1) {
+        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) {
+        if (spins < SPIN_ROUNDS) relax();
+        else sched_yield();
+    }
+}
+
+static void *worker(void *argument)
+{
+    int rank = (int)(intptr_t)argument;
+    unsigned seen = first_ticket[rank];
+    for (;;) {
+        int spins = 0;
+        while (atomic_load_explicit(&pool.ticket, memory_order_acquire) == seen) {
+            if (++spins < SPIN_ROUNDS) { relax(); continue; }
+            pthread_mutex_lock(&pool.lock);
+            atomic_fetch_add(&pool.sleepers, 1);
+            while (atomic_load(&pool.ticket) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
+            atomic_fetch_sub(&pool.sleepers, 1);
+            pthread_mutex_unlock(&pool.lock);
+        }
+        seen = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+        if (rank < pool.team.size) pool.work(pool.context, rank, &pool.team);
+        atomic_fetch_sub_explicit(&pool.pending, 1, memory_order_release);
+    }
+    return NULL;
+}
+
+/* In the child of a fork no worker exists: forget them and start anew when next needed. */
+static void after_fork(void)
+{
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    atomic_store(&pool.ticket, 0);
+    atomic_store(&pool.pending, 0);
+    atomic_store(&pool.sleepers, 0);
+    pool.workers = 0;
+    atomic_flag_clear(&busy);
+}
+
+/* Called by the owner of the pool, so no job is announced meanwhile: a new worker starts from the present ticket. */
+static int start_workers(int threads)
+{
+    if (!atomic_exchange(&atfork_set, 1)) pthread_atfork(NULL, NULL, after_fork);
+    while (pool.workers < threads - 1) {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        int rank = pool.workers + 1;
+        first_ticket[rank] = atomic_load(&pool.ticket);
+        int failed = pthread_create(&thread, &attributes, worker, (void *)(intptr_t)rank);
+        pthread_attr_destroy(&attributes);
+        if (failed) break;
+        pool.workers++;
+    }
+    return pool.workers + 1 < threads ? pool.workers + 1 : threads;
+}
+
+void crnn_parallel(int threads, crnn_work work, void *context)
+{
+    if (threads > 1 && !atomic_flag_test_and_set(&busy)) {
+        threads = start_workers(threads);
+        if (threads > 1) {
+            pool.work = work;
+            pool.context = context;
+            pool.team.size = threads;
+            atomic_store(&pool.team.arrived, 0);
+            atomic_store(&pool.pending, pool.workers);
+            atomic_fetch_add(&pool.ticket, 1);
+            if (atomic_load(&pool.sleepers) > 0) {
+                pthread_mutex_lock(&pool.lock);
+                pthread_cond_broadcast(&pool.wake);
+                pthread_mutex_unlock(&pool.lock);
+            }
+            work(context, 0, &pool.team);
+            for (int spins = 0; atomic_load_explicit(&pool.pending, memory_order_acquire) > 0; spins++) {
+                if (spins < SPIN_ROUNDS) relax();
+                else sched_yield();
+            }
+            atomic_flag_clear(&busy);
+            return;
+        }
+        atomic_flag_clear(&busy);
+    }
+    crnn_team alone = {.size = 1};
+    work(context, 0, &alone);
+}

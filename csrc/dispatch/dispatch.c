@@ -1,0 +1,212 @@
+/* Which kernels run: chosen once, when first asked, among those compiled in (CRNN_HAVE_<ISA>) and supported by the
+ * processor and the operating system. CRNN_ISA is read by the Python side, not here. */
+#include "internal.h"
+#include <stdatomic.h>
+#include <string.h>
+
+typedef struct {
+    const char *name;
+    const crnn_kernels *kernels[2]; /* by dtype */
+    int (*supported)(void);
+} isa_entry;
+
+static int always(void) { return 1; }
+
+#if defined(CRNN_HAVE_AVX2) || defined(CRNN_HAVE_AVX512)
+#include <cpuid.h>
+
+static uint64_t enabled_state(void)
+{
+    uint32_t low, high;
+    __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+/* Highest leaf first, then whether the system saves the registers (OSXSAVE, XGETBV), then the features. */
+static int has(uint64_t state, uint32_t leaf1_ecx, uint32_t leaf7_ebx)
+{
+    uint32_t a, b, c, d;
+    if (__get_cpuid_max(0, NULL) < 7) return 0;
+    __cpuid(1, a, b, c, d);
+    if (!(c & (1u << 27)) || (c & leaf1_ecx) != leaf1_ecx) return 0;
+    if ((enabled_state() & state) != state) return 0;
+    __cpuid_count(7, 0, a, b, c, d);
+    return (b & leaf7_ebx) == leaf7_ebx;
+}
+
+#define BIT(n) (1u << (n))
+#ifdef CRNN_HAVE_AVX2
+static int has_avx2(void) { return has(0x06, BIT(28) | BIT(12), BIT(5)); }
+#endif
+#ifdef CRNN_HAVE_AVX512
+/* F, DQ, BW, VL; masks and upper registers saved */
+static int has_avx512(void)
+{
+    return has(0xe6, BIT(28) | BIT(12), BIT(5) | BIT(16) | BIT(17) | BIT(30) | BIT(31));
+}
+#endif
+#endif
+
+#define DECLARE(isa) extern const crnn_kernels crnn_kernels_##isa##_f32, crnn_kernels_##isa##_f64;
+#define ENTRY(isa, test) {#isa, {&crnn_kernels_##isa##_f32, &crnn_kernels_##isa##_f64}, test}
+DECLARE(scalar)
+#ifdef CRNN_HAVE_SSE2
+DECLARE(sse2)
+#endif
+#ifdef CRNN_HAVE_AVX2
+DECLARE(avx2)
+#endif
+#ifdef CRNN_HAVE_AVX512
+DECLARE(avx512)
+#endif
+#ifdef CRNN_HAVE_NEON
+DECLARE(neon)
+#endif
+
+static const isa_entry entries[] = {
+    ENTRY(scalar, always),
+#ifdef CRNN_HAVE_SSE2
+    ENTRY(sse2, always),
+#endif
+#ifdef CRNN_HAVE_AVX2
+    ENTRY(avx2, has_avx2),
+#endif
+#ifdef CRNN_HAVE_AVX512
+    ENTRY(avx512, has_avx512),
+#endif
+#ifdef CRNN_HAVE_NEON
+    ENTRY(neon, always),
+#endif
+};
+#define ENTRY_COUNT ((int)(sizeof entries / sizeof entries[0]))
+
+static atomic_int active = -1;
+
+static const isa_entry *supported_entry(int index)
+{
+    for (int i = 0; i < ENTRY_COUNT; i++)
+        if (entries[i].supported() && index-- == 0) return entries + i;
+    return NULL;
+}
+
+int crnn_isa_count(void)
+{
+    int n = 0;
+    while (supported_entry(n)) n++;
+    return n;
+}
+
+const char *crnn_isa_name(int index)
+{
+    const isa_entry *entry = index < 0 ? NULL : supported_entry(index);
+    return entry ? entry->name : NULL;
+}
+
+static const isa_entry *current(void)
+{
+    int index = atomic_load(&active);
+    if (index < 0) {
+        index = crnn_isa_count() - 1;
+        atomic_store(&active, index);
+    }
+    return supported_entry(index);
+}
+
+const char *crnn_isa_active(void) { return current()->name; }
+
+crnn_status crnn_isa_set(const char *name)
+{
+    for (int i = 0; i < crnn_isa_count(); i++)
+        if (strcmp(crnn_isa_name(i), name) == 0) {
+            atomic_store(&active, i);
+            return CRNN_OK;
+        }
+    return CRNN_UNSUPPORTED;
+}
+
+static const crnn_kernels *kernels(crnn_dtype dtype) { return current()->kernels[dtype == CRNN_F64]; }
+
+crnn_status crnn_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
+                         crnn_tape **tape)
+{
+    if (!stack || !batch || !args || batch->steps == 0 || batch->batch == 0) return CRNN_INVALID;
+    return kernels(stack->dtype)->forward(stack, batch, args, tape);
+}
+
+crnn_status crnn_backward(const crnn_stack *stack, const crnn_batch *batch, const crnn_tape *tape,
+                          const crnn_backward_args *args)
+{
+    if (!stack || !batch || !tape || !args) return CRNN_INVALID;
+    if (args->truncation != CRNN_FULL && (stack->directions != 1 || args->k1 == 0)) return CRNN_INVALID;
+    if (args->truncation == CRNN_CHUNK && args->k2 < args->k1) return CRNN_INVALID;
+    return tape->kernels->backward(stack, batch, tape, args);
+}
+
+void crnn_tape_free(crnn_tape *tape) { crnn_release(tape); }
+size_t crnn_tape_bytes(const crnn_tape *tape) { return tape ? tape->bytes : 0; }
+
+crnn_status crnn_softmax_loss(const crnn_softmax_args *args, double *loss)
+{
+    if (!args || args->vocabulary == 0 || args->hidden == 0) return CRNN_INVALID;
+    return kernels(args->dtype)->softmax_loss(args, loss);
+}
+
+crnn_status crnn_softmax_probabilities(const crnn_softmax_args *args, void *out)
+{
+    if (!args || !out || args->vocabulary == 0 || args->hidden == 0) return CRNN_INVALID;
+    return kernels(args->dtype)->softmax_probabilities(args, out);
+}
+
+crnn_status crnn_update(const crnn_update_args *args)
+{
+    if (!args || args->rule < CRNN_SGD || args->rule > CRNN_ADAM) return CRNN_INVALID;
+    kernels(args->dtype)->update(args);
+    return CRNN_OK;
+}
+
+double crnn_sum_squares(crnn_dtype dtype, const void *a, size_t n) { return kernels(dtype)->sum_squares(a, n); }
+void crnn_scale(crnn_dtype dtype, void *a, size_t n, double factor) { kernels(dtype)->scale(a, n, factor); }
+
+void crnn_add_rows(crnn_dtype dtype, void *dst, size_t row_step, size_t element_step, const int64_t *ids,
+                   const void *rows, size_t n, size_t width, double alpha)
+{
+    kernels(dtype)->add_rows(dst, row_step, element_step, ids, rows, n, width, alpha);
+}
+
+crnn_status crnn_function(crnn_dtype dtype, char f, const void *x, void *y, size_t n)
+{
+    if (f != 'e' && f != 't' && f != 's') return CRNN_INVALID;
+    kernels(dtype)->function(f, x, y, n);
+    return CRNN_OK;
+}
+
+typedef struct {
+    const crnn_kernels *kernels;
+    double seconds, rate[64];
+    double sink[64];
+} peak_call;
+
+static void peak_work(void *context, int rank, crnn_team *team)
+{
+    peak_call *call = context;
+    size_t chunk = 100000, done = 0;
+    crnn_barrier(team);
+    double start = crnn_seconds(), now;
+    do {
+        call->sink[rank] += call->kernels->fma_loop(chunk);
+        done += chunk;
+        now = crnn_seconds();
+    } while (now - start < call->seconds);
+    call->rate[rank] = (double)done * (double)call->kernels->fma_flops / (now - start) * 1e-9;
+}
+
+double crnn_fma_peak(crnn_dtype dtype, int threads, double seconds)
+{
+    peak_call call = {.kernels = kernels(dtype), .seconds = seconds};
+    if (threads < 1) threads = 1;
+    if (threads > 64) threads = 64;
+    crnn_parallel(threads, peak_work, &call);
+    double sum = 0;
+    for (int i = 0; i < threads; i++) sum += call.rate[i];
+    return sum;
+}

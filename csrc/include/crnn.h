@@ -1,0 +1,148 @@
+/* crnn: the whole public C API. C11, no Python, no global state but the chosen instruction set and the thread pool.
+ *
+ * Real arrays are float (CRNN_F32) or double (CRNN_F64) as `dtype` says and are passed as void pointers.
+ * B sequences, sorted by length (longest first); T steps; block t holds the b_t = offsets[t+1] - offsets[t] sequences
+ * still running; R = offsets[T] rows, row (t, i) = offsets[t] + i. L layers, D directions, H hidden units, G gates.
+ * Gate order in the weights: LSTM i, f, g, o; GRU r, z, n. Weight shapes are PyTorch's.
+ * No function prints, exits or aborts; every one that can fail returns a status. */
+#ifndef CRNN_H
+#define CRNN_H
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define CRNN_API __attribute__((visibility("default")))
+#else
+#define CRNN_API
+#endif
+
+typedef enum { CRNN_OK = 0, CRNN_NOMEM = 1, CRNN_INVALID = 2, CRNN_UNSUPPORTED = 3 } crnn_status;
+typedef enum { CRNN_F32 = 0, CRNN_F64 = 1 } crnn_dtype;
+typedef enum { CRNN_RNN_TANH = 0, CRNN_RNN_SIGMOID = 1, CRNN_RNN_RELU = 2, CRNN_LSTM = 3, CRNN_GRU = 4 } crnn_cell;
+typedef enum { CRNN_FULL = 0, CRNN_WINDOW = 1, CRNN_CHUNK = 2 } crnn_truncation;
+
+/* Parameters (or gradients) of one layer in one direction; a null pointer means "not there" / "not wanted". */
+typedef struct {
+    void *weight_ih; /* (G*H, input); one-hot first layer: stored transposed, (input, G*H) with row stride ld_ih */
+    void *weight_hh; /* (G*H, H) */
+    void *bias_ih;   /* (G*H) */
+    void *bias_hh;   /* (G*H) */
+    size_t ld_ih;    /* used by the one-hot first layer only */
+} crnn_weights;
+
+typedef struct {
+    crnn_dtype dtype;
+    crnn_cell cell;
+    int reset_after;  /* GRU: 1 = reset gate after the recurrent product */
+    int z_state;      /* GRU: 1 = z weighs the old state, 0 = z weighs the candidate */
+    int onehot;       /* layer 0 reads ids */
+    size_t input, hidden, layers, directions;
+    const crnn_weights *weights; /* (L*D) */
+} crnn_stack;
+
+typedef struct {
+    size_t batch, steps;
+    const int64_t *offsets; /* (T+1) */
+} crnn_batch;
+
+typedef struct {
+    const void *x;       /* (R, input) */
+    const int64_t *ids;  /* (R), one-hot */
+    const void *h0, *c0; /* (L*D, B, H) or null = zeros */
+    const void *masks;   /* (L-1, R, D*H) multiplied onto the input of layers 1.., or null */
+    void *y;             /* (R, D*H) or null */
+    void *h_n, *c_n;     /* (L*D, B, H) or null */
+} crnn_forward_args;
+
+typedef struct {
+    const void *dy;          /* (R, D*H) or null = zeros */
+    const void *dh_n, *dc_n; /* (L*D, B, H) or null = zeros */
+    crnn_truncation truncation;
+    size_t k1, k2;           /* window: k1; chunk: k1, k2 */
+    void *dx;                /* (R, input), one-hot: (R, G*H); or null */
+    void *dh0, *dc0;         /* (L*D, B, H) or null */
+    const crnn_weights *grads; /* (L*D) or null */
+    int accumulate;          /* add to grads instead of overwriting them */
+} crnn_backward_args;
+
+typedef struct crnn_tape crnn_tape;
+
+/* Forward through the stack. tape: where to keep what backward needs, or null for inference. */
+CRNN_API crnn_status crnn_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
+                                  crnn_tape **tape);
+/* Backward; reads the tape, does not change it. The stack must be the one of the forward call, weights unchanged. */
+CRNN_API crnn_status crnn_backward(const crnn_stack *stack, const crnn_batch *batch, const crnn_tape *tape,
+                                   const crnn_backward_args *args);
+CRNN_API void crnn_tape_free(crnn_tape *tape);
+CRNN_API size_t crnn_tape_bytes(const crnn_tape *tape);
+
+typedef struct {
+    crnn_dtype dtype;
+    size_t rows, hidden, vocabulary;
+    const void *h;          /* (R, H) */
+    void *weight_t;         /* (H, V), row stride ld >= V rounded up to 16; written only when rate != 0 */
+    size_t ld;
+    void *bias;             /* (V) or null */
+    const int64_t *targets; /* (R), each in [0, V) */
+    void *dh;               /* (R, H) or null */
+    void *grad_w;           /* (H, V), row stride ld_grad, same rule; or null */
+    size_t ld_grad;
+    void *grad_b;           /* (V) or null */
+    double rate;            /* not 0: weight_t -= rate * gradient, bias likewise, in place */
+    double scale;           /* gradients of scale * loss */
+    int accumulate;
+    double *losses;         /* (R) nats per token, or null */
+} crnn_softmax_args;
+
+/* Softmax cross entropy of h W^T + b; *loss is the sum over rows of -log p(target), in nats. */
+CRNN_API crnn_status crnn_softmax_loss(const crnn_softmax_args *args, double *loss);
+/* out (R, V) = softmax probabilities */
+CRNN_API crnn_status crnn_softmax_probabilities(const crnn_softmax_args *args, void *out);
+
+typedef enum { CRNN_SGD = 0, CRNN_MOMENTUM = 1, CRNN_ADAGRAD = 2, CRNN_RMSPROP = 3, CRNN_ADAM = 4 } crnn_rule;
+
+typedef struct {
+    crnn_dtype dtype;
+    crnn_rule rule;
+    double rate, a, b, eps, decay; /* momentum: a = mu; rmsprop: a = alpha; adam: a, b = betas, decay decoupled */
+    uint64_t step;                 /* adam: counts from 1 */
+    void *p, *s1, *s2;             /* parameters and moments */
+    const void *g;
+    size_t n;                      /* dense: elements */
+    /* rows: p and moments are (rows, width) with row stride ld; g is (n_ids, width); ids sorted and unique */
+    const int64_t *ids;
+    size_t n_ids, rows, width, ld;
+} crnn_update_args;
+
+CRNN_API crnn_status crnn_update(const crnn_update_args *args);
+CRNN_API double crnn_sum_squares(crnn_dtype dtype, const void *a, size_t n);
+CRNN_API void crnn_scale(crnn_dtype dtype, void *a, size_t n, double factor);
+/* dst[ids[r]] += alpha * rows[r], r in order; element e of dst row i is at i * row_step + e * element_step */
+CRNN_API void crnn_add_rows(crnn_dtype dtype, void *dst, size_t row_step, size_t element_step, const int64_t *ids,
+                            const void *rows, size_t n, size_t width, double alpha);
+
+/* Element-wise functions as the kernels use them, for tests and tables: f is 'e' exp, 't' tanh, 's' sigmoid. */
+CRNN_API crnn_status crnn_function(crnn_dtype dtype, char f, const void *x, void *y, size_t n);
+/* Measured peak of fused multiply-adds in registers, GFLOP/s. */
+CRNN_API double crnn_fma_peak(crnn_dtype dtype, int threads, double seconds);
+
+/* Instruction sets: "scalar", "sse2", "avx2", "avx512", "neon". */
+CRNN_API int crnn_isa_count(void);             /* sets that are compiled in and that this machine runs */
+CRNN_API const char *crnn_isa_name(int index); /* from the plainest to the best */
+CRNN_API const char *crnn_isa_active(void);
+CRNN_API crnn_status crnn_isa_set(const char *name); /* CRNN_UNSUPPORTED if the machine or the build lacks it */
+
+CRNN_API void crnn_set_threads(int n);
+CRNN_API int crnn_get_threads(void);
+
+/* All memory comes from here; tests put in an allocator that fails. Null functions restore the default. */
+CRNN_API void crnn_set_allocator(void *(*allocate)(size_t bytes), void (*release)(void *block));
+
+#ifdef __cplusplus
+}
+#endif
+#endif

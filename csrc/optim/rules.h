@@ -1,0 +1,116 @@
+/* Update rules, element by element, in PyTorch's formulas. One row function per rule; the dense form is one long row,
+ * the row-sparse form walks every row and takes the gradient of rows that are not named as zero (moments still decay),
+ * so both give the same numbers. */
+typedef struct {
+    T rate, a, b, eps, decay, bias1, bias2; /* adam: bias1 = rate / (1 - a^step), bias2 = 1 / sqrt(1 - b^step) */
+} rule_numbers;
+
+#define RULE_ROW(name, BODY)                                                                            \
+    NOINLINE void row_##name(T *restrict p, T *restrict s1, T *restrict s2, const T *restrict gradient, \
+                             size_t n, const rule_numbers *q)                                           \
+    {                                                                                                   \
+        (void)s1, (void)s2;                                                                             \
+        for (size_t i = 0; i < n; i++) {                                                                \
+            T g = gradient ? gradient[i] : 0;                                                           \
+            BODY                                                                                        \
+        }                                                                                               \
+    }
+#if CRNN_DOUBLE
+#define ROOT sqrt
+#else
+#define ROOT sqrtf
+#endif
+RULE_ROW(sgd, p[i] -= q->rate * g;)
+RULE_ROW(momentum, s1[i] = q->a * s1[i] + g; p[i] -= q->rate * s1[i];)
+RULE_ROW(adagrad, s1[i] += g * g; p[i] -= q->rate * g / (ROOT(s1[i]) + q->eps);)
+RULE_ROW(rmsprop, s1[i] = q->a * s1[i] + ((T)1 - q->a) * g * g; p[i] -= q->rate * g / (ROOT(s1[i]) + q->eps);)
+RULE_ROW(adam, p[i] *= q->decay; s1[i] = q->a * s1[i] + ((T)1 - q->a) * g;
+         s2[i] = q->b * s2[i] + ((T)1 - q->b) * g * g;
+         p[i] -= q->bias1 * s1[i] / (ROOT(s2[i]) * q->bias2 + q->eps);)
+
+static void kernel_update(const crnn_update_args *args)
+{
+    static void (*const rules[])(T *restrict, T *restrict, T *restrict, const T *restrict, size_t,
+                                 const rule_numbers *) = {row_sgd, row_momentum, row_adagrad, row_rmsprop, row_adam};
+    rule_numbers q = {.rate = (T)args->rate, .a = (T)args->a, .b = (T)args->b, .eps = (T)args->eps};
+    q.decay = (T)(1.0 - args->rate * args->decay);
+    if (args->rule == CRNN_ADAM) {
+        q.bias1 = (T)(args->rate / (1.0 - pow(args->a, (double)args->step)));
+        q.bias2 = (T)(1.0 / sqrt(1.0 - pow(args->b, (double)args->step)));
+    }
+    T *p = args->p, *s1 = args->s1, *s2 = args->s2;
+    const T *g = args->g;
+    if (!args->ids) {
+        rules[args->rule](p, s1, s2, g, args->n, &q);
+        return;
+    }
+    int still = args->rule == CRNN_SGD || args->rule == CRNN_ADAGRAD; /* a zero gradient changes nothing */
+    for (size_t row = 0, next = 0; row < args->rows; row++) {
+        if (still) {
+            if (next == args->n_ids) break;
+            row = (size_t)args->ids[next];
+        }
+        int named = next < args->n_ids && (size_t)args->ids[next] == row;
+        size_t at = row * args->ld;
+        rules[args->rule](p + at, s1 ? s1 + at : NULL, s2 ? s2 + at : NULL, named ? g + next * args->width : NULL,
+                          args->width, &q);
+        next += (size_t)named;
+    }
+}
+
+static double kernel_sum_squares(const void *values, size_t n)
+{
+    const T *a = values;
+    double lanes[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t l = 0; l < 8; l++) lanes[l] += (double)a[i + l] * (double)a[i + l];
+    for (size_t l = 0; i < n; i++, l++) lanes[l] += (double)a[i] * (double)a[i];
+    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
+
+static void kernel_scale(void *values, size_t n, double factor)
+{
+    T *a = values, f = (T)factor;
+    for (size_t i = 0; i < n; i++) a[i] *= f;
+}
+
+static void kernel_add_rows(void *dst, size_t row_step, size_t element_step, const int64_t *ids, const void *rows,
+                            size_t n, size_t width, double alpha)
+{
+    T f = (T)alpha;
+    for (size_t r = 0; r < n; r++) {
+        T *to = (T *)dst + (size_t)ids[r] * row_step;
+        const T *from = (const T *)rows + r * width;
+        if (element_step == 1)
+            for (size_t k = 0; k < width; k++) to[k] += f * from[k];
+        else
+            for (size_t k = 0; k < width; k++) to[k * element_step] += f * from[k];
+    }
+}
+
+static void kernel_function(char f, const void *x, void *y, size_t n)
+{
+    for (size_t i = 0; i < n; i += VW) {
+        T lanes[VW];
+        size_t m = n - i < VW ? n - i : VW;
+        for (size_t l = 0; l < VW; l++) lanes[l] = l < m ? ((const T *)x)[i + l] : 0;
+        V v = load(lanes);
+        store(lanes, f == 'e' ? v_exp(v) : f == 't' ? v_tanh(v) : v_sigmoid(v));
+        memcpy((T *)y + i, lanes, m * sizeof(T));
+    }
+}
+
+/* Twelve independent chains: enough for two FMA units of latency five. */
+NOINLINE double kernel_fma_loop(size_t iterations)
+{
+    V acc[12], a = splat((T)0.999), b = splat((T)1e-3);
+    for (int i = 0; i < 12; i++) acc[i] = splat((T)i);
+    for (size_t n = 0; n < iterations; n++) {
+        _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) acc[i] = acc[i] * a + b;
+        __asm__ __volatile__("" : : : "memory");
+    }
+    V sum = acc[0];
+    for (int i = 1; i < 12; i++) sum += acc[i];
+    return (double)lane_sum(sum);
+}

@@ -1,0 +1,199 @@
+/* Softmax cross entropy over a large vocabulary. W is stored transposed, (H, V) with padded rows, so that logits and
+ * weight gradients read and write it without packing. Rows are walked in blocks whose logits fit SOFTMAX_BYTES:
+ *   1. logits   tiles of 4 vectors of columns; threads share the columns
+ *   2. softmax  row by row: loss, logits -> gradients; threads share the rows
+ *   3. slabs    per slab of columns: dH partial (dot products along the columns), then dW or the SGD update
+ *   4. dH       partials added in slab order
+ * The number of slabs depends on the vocabulary alone, so sums do not depend on the threads. */
+#define SOFTMAX_BYTES ((size_t)16 << 20)
+#define SLABS 8
+#define SLAB_STEP 1024 /* columns of one dH update: long enough to hide the lane sums, short enough for the L2 cache */
+
+typedef struct {
+    const crnn_softmax_args *args;
+    T *logits;      /* (block, ldl) */
+    T *h;           /* (block, ldh) the block's rows, padded */
+    T *h_scaled;    /* -rate * h; null unless the update is folded in */
+    T *bias;        /* (Vp) */
+    T *bias_sum;    /* (Vp) */
+    T *parts;       /* (SLABS, block, ldh) */
+    double *losses; /* (block) */
+    size_t block, rows, first, ldl, ldh, Vp, slabs, slab;
+    T *probabilities;
+    int add;        /* gradients add to what earlier blocks (or the caller) left */
+} softmax_call;
+
+static void softmax_logits(const softmax_call *call, int rank, int size)
+{
+    const crnn_softmax_args *args = call->args;
+    const T *w = args->weight_t;
+    size_t lo, hi;
+    crnn_share(call->Vp, 4 * VW, rank, size, &lo, &hi);
+    for (size_t v = lo; v < hi; v += 4 * VW) {
+        size_t off[4] = {v, v + VW, v + 2 * VW, v + 3 * VW};
+        int nv = (int)((call->Vp - v < 4 * VW ? call->Vp - v : 4 * VW) / VW);
+        tile_column(call->rows, nv, args->hidden, call->h, call->ldh, 1, w + v, args->ld, call->logits, call->ldl,
+                    call->bias, 0, off);
+    }
+}
+
+/* Logits of one row -> probabilities times `scale`, with 1 taken off at the target; returns -log p(target). */
+static double softmax_row(T *row, size_t words, size_t Vp, int64_t target, T scale, int subtract)
+{
+    for (size_t v = words; v < Vp; v++) row[v] = (T)-INFINITY;
+    V most = load(row);
+    for (size_t v = VW; v < Vp; v += VW) most = larger(most, load(row + v));
+    T top = lane_max(most);
+    if (!(top > (T)-INFINITY)) top = 0;
+    double sum = 0, hit = (double)row[target] - (double)top;
+    /* Lane sums of at most 64 vectors, then double: the error of the sum stays near 64 * eps / 2. */
+    for (size_t v = 0; v < Vp;) {
+        size_t stop = v + 64 * VW < Vp ? v + 64 * VW : Vp;
+        V part = (V){0};
+        for (; v < stop; v += VW) {
+            V e = v_exp(load(row + v) - top);
+            store(row + v, e);
+            part += e;
+        }
+        sum += (double)lane_sum(part);
+    }
+    T factor = (T)((double)scale / sum);
+    for (size_t v = 0; v < Vp; v += VW) store(row + v, load(row + v) * factor);
+    if (subtract) row[target] -= scale;
+    return log(sum) - hit;
+}
+
+static void softmax_slab(const softmax_call *call, size_t slab)
+{
+    const crnn_softmax_args *args = call->args;
+    size_t H = args->hidden, rows = call->rows, from = slab * call->slab;
+    size_t to = from + call->slab < call->Vp ? from + call->slab : call->Vp;
+    T *part = call->parts + slab * call->block * call->ldh, *w = args->weight_t;
+    int update = args->rate != 0.0;
+    T *out = update ? w : args->grad_w;
+    size_t ldo = update ? args->ld : args->ld_grad;
+    for (size_t v = from; v < to; v += SLAB_STEP) {
+        size_t n = to - v < SLAB_STEP ? to - v : SLAB_STEP;
+        if (args->dh)
+            for (size_t r = 0; r < rows; r += TILE_DOT_ROWS)
+                for (size_t k = 0; k < H; k += 4)
+                    dot_tile(rows - r < TILE_DOT_ROWS ? rows - r : TILE_DOT_ROWS, H - k < 4 ? H - k : 4, n,
+                             call->logits + r * call->ldl + v, call->ldl, w + k * args->ld + v, args->ld,
+                             part + r * call->ldh + k, call->ldh, v > from);
+        if (out)
+            for (size_t k = 0; k < H;) {
+                size_t mr = next_rows(H - k, (size_t)tile_rows_max[4]);
+                for (size_t c = v; c < v + n; c += 4 * VW) {
+                    int nv = (int)((v + n - c < 4 * VW ? v + n - c : 4 * VW) / VW);
+                    T *o = out + k * ldo + c;
+                    tiles[mr][nv](rows, (update ? call->h_scaled : call->h) + k, 1, call->ldh, call->logits + c,
+                                  call->ldl, o, ldo, update || call->add ? o : NULL, ldo, contiguous_off);
+                }
+                k += mr;
+            }
+    }
+    if (!(update ? args->bias : args->grad_b)) return;
+    for (size_t c = from; c < to; c += VW) store(call->bias_sum + c, (V){0});
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = from; c < to; c += VW)
+            store(call->bias_sum + c, load(call->bias_sum + c) + load(call->logits + r * call->ldl + c));
+    T *bias = update ? args->bias : args->grad_b;
+    for (size_t c = from; c < to && c < args->vocabulary; c++) {
+        if (update) bias[c] -= (T)args->rate * call->bias_sum[c];
+        else bias[c] = (call->add ? bias[c] : 0) + call->bias_sum[c];
+    }
+}
+
+static void softmax_work(void *context, int rank, crnn_team *team)
+{
+    const softmax_call *call = context;
+    const crnn_softmax_args *args = call->args;
+    size_t lo, hi, H = args->hidden, words = args->vocabulary;
+    int size = crnn_team_size(team);
+    softmax_logits(call, rank, size);
+    crnn_barrier(team);
+    crnn_share(call->rows, 1, rank, size, &lo, &hi);
+    for (size_t r = lo; r < hi; r++) {
+        T *row = call->logits + r * call->ldl;
+        if (call->probabilities) {
+            softmax_row(row, words, call->Vp, 0, 1, 0);
+            memcpy(call->probabilities + (call->first + r) * words, row, words * sizeof(T));
+        } else {
+            call->losses[r] = softmax_row(row, words, call->Vp, args->targets[call->first + r], (T)args->scale, 1);
+        }
+    }
+    if (!args->dh && !args->grad_w && !args->grad_b && args->rate == 0.0) return;
+    crnn_barrier(team);
+    for (size_t slab = (size_t)rank; slab < call->slabs; slab += (size_t)size) softmax_slab(call, slab);
+    if (!args->dh) return;
+    crnn_barrier(team);
+    for (size_t r = lo; r < hi; r++) {
+        T *dh = (T *)args->dh + (call->first + r) * H;
+        for (size_t k = 0; k < H; k++) dh[k] = call->parts[r * call->ldh + k];
+        for (size_t slab = 1; slab < call->slabs; slab++)
+            for (size_t k = 0; k < H; k++) dh[k] += call->parts[(slab * call->block + r) * call->ldh + k];
+    }
+}
+
+static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, double *loss)
+{
+    size_t words = args->vocabulary, H = args->hidden, R = args->rows;
+    softmax_call call = {.args = args, .probabilities = probabilities};
+    call.Vp = round_up(words, VW);
+    call.ldl = leading(call.Vp);
+    call.ldh = leading(H);
+    size_t most = SOFTMAX_BYTES / (call.ldl * sizeof(T));
+    if (most < 16) most = 16;
+    call.block = next_rows(R, most);
+    call.slab = round_up((call.Vp + SLABS - 1) / SLABS, 4 * VW > 64 ? 4 * VW : 64);
+    call.slabs = (call.Vp + call.slab - 1) / call.slab;
+    int update = args->rate != 0.0;
+    T **pieces[] = {&call.logits, &call.h, &call.h_scaled, &call.bias, &call.bias_sum, &call.parts};
+    size_t counts[] = {call.block * call.ldl + 4 * VW, call.block * call.ldh + 4 * VW,
+                       update ? call.block * call.ldh + 4 * VW : 0, call.Vp + 4 * VW, call.Vp + 4 * VW,
+                       args->dh ? call.slabs * call.block * call.ldh : 0};
+    size_t total = round_up(call.block * sizeof(double), CRNN_LINE);
+    for (int i = 0; i < 6; i++) total += round_up(counts[i] * sizeof(T), CRNN_LINE);
+    char *block = crnn_allocate(total);
+    if (!block) return CRNN_NOMEM;
+    call.losses = (double *)(void *)block;
+    size_t at = round_up(call.block * sizeof(double), CRNN_LINE);
+    for (int i = 0; i < 6; i++) {
+        *pieces[i] = (T *)(void *)(block + at);
+        at += round_up(counts[i] * sizeof(T), CRNN_LINE);
+    }
+    memset(call.bias, 0, (call.Vp + 4 * VW) * sizeof(T));
+    int threads = crnn_get_threads();
+    if ((double)R * (double)H * (double)words < 1e5) threads = 1;
+    double sum = 0;
+    for (size_t first = 0; first < R; first += call.block) {
+        call.first = first;
+        call.rows = R - first < call.block ? R - first : call.block;
+        call.add = args->accumulate || first > 0;
+        if (args->bias) memcpy(call.bias, args->bias, words * sizeof(T));
+        for (size_t r = 0; r < call.rows; r++) {
+            const T *h = (const T *)args->h + (first + r) * H;
+            memcpy(call.h + r * call.ldh, h, H * sizeof(T));
+            if (update)
+                for (size_t k = 0; k < H; k++) call.h_scaled[r * call.ldh + k] = (T)-args->rate * h[k];
+        }
+        crnn_parallel(threads, softmax_work, &call);
+        for (size_t r = 0; r < call.rows && !probabilities; r++) {
+            sum += call.losses[r];
+            if (args->losses) args->losses[first + r] = call.losses[r];
+        }
+    }
+    if (loss) *loss = sum;
+    crnn_release(block);
+    return CRNN_OK;
+}
+
+static crnn_status kernel_softmax_loss(const crnn_softmax_args *args, double *loss)
+{
+    return softmax_run(args, NULL, loss);
+}
+
+static crnn_status kernel_softmax_probabilities(const crnn_softmax_args *args, void *out)
+{
+    return softmax_run(args, out, NULL);
+}

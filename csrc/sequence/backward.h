@@ -1,0 +1,218 @@
+/* Backward through the stack. One cell backward, three schedules:
+ *   Full    one range of steps, block by block from the last to the first
+ *   Chunk   one such range per chunk; where reaches overlap, the ranges' d_pre are summed
+ *   Window  k passes over all rows at once, each one step further back (window.h)
+ * All end with one set of weight gradients from the summed d_pre (weights.h). */
+
+typedef struct {
+    T *d;      /* (R, ldg) gradients of the pre-activations in work */
+    T *sum;    /* (R, ldg) their sum over ranges or passes; the same memory as d where nothing overlaps */
+    T *dh;     /* (B + R, ldh) gradients of the states; window: of the pass in work */
+    T *next;   /* window: of the next pass, else null */
+    T *dc;     /* LSTM: (B, ldh), the row of each sequence moves back with time; window: (B + R, ldh) */
+    T *dc_next;
+    T *dh0, *dc0; /* (B, ldh) what reached the initial state */
+    T *pack_hh;   /* W_hh for dh = d W_hh: all gates that multiply h_{t-1} itself */
+    T *pack_n;    /* GRU reset before: W_n */
+    T *pack_ih;   /* W_ih */
+    T *h_prev;    /* (R, ldh) states that enter each row, where they are not simply h's first R rows */
+} layer_back;
+
+typedef struct {
+    const run_state *s;
+    const crnn_stack *stack;
+    const crnn_backward_args *args;
+    layer_back *layers;
+    T *dx;       /* (R, ldx) gradient of a layer's input, natural row order */
+    T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1} */
+    size_t ldx;
+    int overlap; /* sums apart from d */
+} backward_call;
+
+/* dh (rows, units [u0, u1)) = init + d W, d's gates side by side in rows of gates; in tiles of 4 unit vectors.
+ * done, per tile row: the caller's element-wise work on the finished patch. */
+static void product_back(const cell_product *product, size_t H, size_t Hp, size_t ldg, const T *d, const T *pack,
+                         size_t u0, size_t u1, size_t rows, T *out, size_t ldo, const T *init)
+{
+    size_t K = (size_t)product->gates * H;
+    for (size_t u = u0; u < u1; u += 4) {
+        size_t units = u1 - u < 4 ? u1 - u : 4;
+        const T *b = pack + u * VW * K;
+        for (size_t row = 0; row < rows;) {
+            size_t mr = next_rows(rows - row, (size_t)tile_rows_max[units]);
+            T *c = out + row * ldo + u * VW;
+            for (int g = 0; g < product->gates; g++) {
+                const T *from = g ? c : init ? init + row * ldo + u * VW : NULL;
+                tiles[mr][units](H, d + row * ldg + (size_t)product->slot[g] * Hp, ldg, 1,
+                                 b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off);
+            }
+            row += mr;
+        }
+    }
+}
+
+/* Cell backward of `rows` rows that start at packed row `row`, units [u0, u1). dc: their rows in the dc buffers. */
+static void cell_rows(const backward_call *call, const layer_run *run, const layer_back *back, size_t row, size_t before,
+                      size_t rows, size_t u0, size_t u1, const T *dc, T *dc_prev, T *dh_prev, const T *base)
+{
+    const run_state *s = call->s;
+    size_t col = u0 * VW, state = (s->B + row) * s->ldh + col, prev = before * s->ldh + col, gate = row * s->ldg + col;
+    if (u1 <= u0 || rows == 0) return;
+    backward_patch patch = {.g = run->gates + gate, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
+                            .h_prev = run->h + prev, .h = run->h + state, .dh = back->dh + state,
+                            .dh_prev = dh_prev ? dh_prev + col : NULL, .base = base ? base + col : NULL, .ldh = s->ldh};
+    if (run->c) {
+        patch.c = run->c + state;
+        patch.c_prev = run->c + prev;
+        patch.dc = dc + col;
+        patch.dc_prev = dc_prev + col;
+    }
+    cell_backward(&s->shape, &patch, rows, u1 - u0);
+}
+
+/* GRU, reset before: d_r and the part of dh_{t-1} that passes r * h_{t-1}. Needs d_n of all units. */
+static void reset_rows(const backward_call *call, const layer_run *run, const layer_back *back, size_t row, size_t before,
+                       size_t rows, size_t u0, size_t u1, T *dh_prev)
+{
+    const run_state *s = call->s;
+    size_t col = u0 * VW, prev = before * s->ldh + col, gate = row * s->ldg + col;
+    if (u1 <= u0 || rows == 0) return;
+    T *reset = call->reset + row * s->ldh;
+    product_back(&s->shape.candidate, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_n, u0, u1, rows, reset,
+                 s->ldh, NULL);
+    backward_patch patch = {.g = run->gates + gate, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
+                            .h_prev = run->h + prev, .dh_prev = dh_prev + col, .d_reset = reset + col, .ldh = s->ldh,
+                            .ldr = s->ldh};
+    gru_before_reset(&patch, rows, u1 - u0);
+}
+
+/* Steps hi-1 .. lo of one layer. The state that enters step lo is a constant unless lo is 0. */
+static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi, int rank, crnn_team *team)
+{
+    const run_state *s = call->s;
+    const layer_run *run = s->layers + q;
+    const layer_back *back = call->layers + q;
+    size_t i0, i1, u0, u1;
+    share_sequences(s, rank, crnn_team_size(team), &i0, &i1);
+    share_units(s, rank, crnn_team_size(team), &u0, &u1);
+    for (size_t t = hi; t-- > lo;) {
+        size_t n = block_rows(s, t), end = i1 < n ? i1 : n, rows = end > i0 ? end - i0 : 0;
+        size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0;
+        int cut = t == lo && lo > 0;
+        T *dc = back->dc ? back->dc + i0 * s->ldh : NULL, *dh_prev = back->dh + before * s->ldh;
+        /* At a cut, what would pass on to the state before is written to rows nobody reads afterwards: the range
+         * below fills them anew. */
+        cell_rows(call, run, back, row, before, rows, u0, u1, dc, dc, dh_prev, dh_prev);
+        if (s->by_units) crnn_barrier(team);
+        if (s->shape.candidate.gates) {
+            reset_rows(call, run, back, row, before, rows, u0, u1, dh_prev);
+            if (s->by_units) crnn_barrier(team);
+        }
+        if (!cut && rows)
+            product_back(&s->shape.recurrent, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_hh, u0, u1, rows,
+                         dh_prev, s->ldh, dh_prev);
+    }
+}
+
+/* dx (rows, natural order) = or += d W_ih of one direction; rows are the direction's own [lo, hi). */
+static void input_gradient(const backward_call *call, size_t q, size_t lo, size_t hi, int add)
+{
+    const run_state *s = call->s;
+    const layer_run *run = s->layers + q;
+    const layer_back *back = call->layers + q;
+    size_t vectors = (run->input + VW - 1) / VW;
+    if (!run->reversed) {
+        product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + lo * s->ldg, back->pack_ih, 0, vectors, hi - lo,
+                     call->dx + lo * call->ldx, call->ldx, add ? call->dx + lo * call->ldx : NULL);
+        return;
+    }
+    for (size_t r = lo; r < hi; r++) { /* rows of the reversed direction lie scattered */
+        T *dx = call->dx + (size_t)s->flip[r] * call->ldx;
+        product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + r * s->ldg, back->pack_ih, 0, vectors, 1, dx,
+                     call->ldx, add ? dx : NULL);
+    }
+}
+
+/* Upstream gradient of packed row r (natural order) of layer l, direction e, as it enters that direction's dh row. */
+static void fill_upstream(const backward_call *call, size_t l, size_t e, size_t lo, size_t hi, size_t loss_lo, int add)
+{
+    const run_state *s = call->s;
+    size_t H = s->H;
+    const layer_run *run = s->layers + l * s->D + e;
+    layer_back *back = call->layers + l * s->D + e;
+    int top = l + 1 == s->L;
+    size_t loss_row = (size_t)s->offsets[loss_lo];
+    for (size_t r = lo; r < hi; r++) {
+        T *dh = back->dh + (s->B + r) * s->ldh;
+        size_t row = flipped(s, run->reversed, r);
+        if (!add) memset(dh, 0, s->ldh * sizeof(T));
+        if (top) {
+            if (!call->args->dy || r < loss_row) continue;
+            const T *dy = (const T *)call->args->dy + (row * s->D + e) * H;
+            for (size_t k = 0; k < H; k++) dh[k] += dy[k];
+        } else {
+            const T *dx = call->dx + row * call->ldx + e * H;
+            const T *mask = s->masks ? s->masks + (l * s->R + row) * s->D * H + e * H : NULL;
+            for (size_t k = 0; k < H; k++) dh[k] += mask ? dx[k] * mask[k] : dx[k];
+        }
+    }
+}
+
+/* Gradients of the final states enter at each sequence's last step, if that step's losses belong to [loss_lo, hi). */
+static void fill_final(const backward_call *call, size_t q, size_t loss_lo, size_t hi, int window)
+{
+    const run_state *s = call->s;
+    layer_back *back = call->layers + q;
+    const T *dh_n = call->args->dh_n, *dc_n = call->args->dc_n;
+    for (size_t i = 0; i < s->B; i++) {
+        size_t length = s->length[i];
+        int here = length > loss_lo && length <= hi;
+        if (dh_n && here) {
+            T *dh = back->dh + last_state_row(s, i) * s->ldh;
+            for (size_t k = 0; k < s->H; k++) dh[k] += dh_n[(q * s->B + i) * s->H + k];
+        }
+        if (!back->dc) continue;
+        T *dc = back->dc + (window ? last_state_row(s, i) : i) * s->ldh;
+        if (!window) memset(dc, 0, s->ldh * sizeof(T));
+        if (dc_n && here)
+            for (size_t k = 0; k < s->H; k++) dc[k] += dc_n[(q * s->B + i) * s->H + k];
+    }
+}
+
+static void add_rows_to(T *dst, const T *src, size_t rows, size_t ld)
+{
+    for (size_t k = 0; k < rows * ld; k++) dst[k] += src[k];
+}
+
+/* One range of steps through all layers, losses from step loss_lo on. */
+static void range_backward(const backward_call *call, size_t lo, size_t hi, size_t loss_lo, int rank, crnn_team *team)
+{
+    const run_state *s = call->s;
+    size_t r0, r1, first = (size_t)s->offsets[lo], last = (size_t)s->offsets[hi];
+    int size = crnn_team_size(team);
+    crnn_share(last - first, 1, rank, size, &r0, &r1);
+    r0 += first, r1 += first;
+    for (size_t l = s->L; l-- > 0;) {
+        for (size_t e = 0; e < s->D; e++) fill_upstream(call, l, e, r0, r1, loss_lo, 0);
+        crnn_barrier(team);
+        for (size_t e = 0; e < s->D; e++) {
+            size_t q = l * s->D + e;
+            layer_back *back = call->layers + q;
+            if (rank == 0) {
+                fill_final(call, q, loss_lo, hi, 0);
+                if (lo == 0) memset(back->dh, 0, s->B * s->ldh * sizeof(T));
+            }
+            crnn_barrier(team);
+            time_loop(call, q, lo, hi, rank, team);
+            crnn_barrier(team);
+            if (rank == 0 && lo == 0) {
+                size_t n = block_rows(s, 0);
+                add_rows_to(back->dh0, back->dh, n, s->ldh);
+                if (back->dc) add_rows_to(back->dc0, back->dc, n, s->ldh);
+            }
+            if (call->overlap) add_rows_to(back->sum + r0 * s->ldg, back->d + r0 * s->ldg, r1 - r0, s->ldg);
+            if (l > 0) input_gradient(call, q, r0, r1, e > 0);
+            crnn_barrier(team);
+        }
+    }
+}

@@ -1,0 +1,288 @@
+/* Forward through the stack: input projection in blocks of steps, then the time loop of each block. */
+
+typedef struct {
+    run_state *s;
+    const crnn_forward_args *args;
+} forward_call;
+
+/* Row of direction e that holds the same time step as packed row r. */
+INLINE size_t flipped(const run_state *s, int reversed, size_t r) { return reversed ? (size_t)s->flip[r] : r; }
+
+/* The input of a layer, in the row order of its direction. */
+static void gather_input(const run_state *s, const forward_call *call, size_t l, layer_run *run, size_t lo, size_t hi)
+{
+    size_t width = run->input, H = s->H;
+    for (size_t r = lo; r < hi; r++) {
+        size_t row = flipped(s, run->reversed, r);
+        T *x = run->x + r * run->ldx;
+        if (l == 0) {
+            memcpy(x, (const T *)call->args->x + row * width, width * sizeof(T));
+        } else {
+            for (size_t e = 0; e < s->D; e++) {
+                const layer_run *below = s->layers + (l - 1) * s->D + e;
+                memcpy(x + e * H, below->h + (s->B + flipped(s, below->reversed, row)) * s->ldh, H * sizeof(T));
+            }
+            if (s->masks) {
+                const T *mask = s->masks + ((l - 1) * s->R + row) * width;
+                for (size_t k = 0; k < width; k++) x[k] *= mask[k];
+            }
+        }
+        memset(x + width, 0, (run->ldx - width) * sizeof(T));
+    }
+}
+
+/* Pre-activations of one-hot rows: the bias plus the word's column of W_ih, which is stored as a row. */
+static void project_onehot(const run_state *s, const layer_run *run, T *g, size_t row, size_t rows, size_t u0, size_t u1)
+{
+    size_t H = s->H, first = u0 * VW, last = u1 * VW < H ? u1 * VW : H;
+    const cell_product *product = &s->shape.input;
+    for (size_t i = 0; i < rows; i++, g += s->ldg) {
+        const T *word = run->wih + (size_t)s->ids[flipped(s, run->reversed, row + i)] * run->ldwih;
+        for (int q = 0; q < product->gates; q++) {
+            T *out = g + (size_t)product->slot[q] * s->Hp;
+            const T *bias = run->bias + (size_t)product->slot[q] * s->Hp, *w = word + (size_t)product->gate[q] * H;
+            for (size_t k = first; k < last; k++) out[k] = bias[k] + w[k];
+            for (size_t k = last; k < u1 * VW; k++) out[k] = 0;
+        }
+    }
+}
+
+static void project_rows(const run_state *s, const layer_run *run, size_t row, size_t gate_row, size_t rows, size_t u,
+                         size_t units, const T *x, size_t ldx)
+{
+    size_t off[4];
+    const cell_product *product = &s->shape.input;
+    int nv = tile_offsets(product, s->Hp, u, units, off);
+    const T *b = run->pack_ih + u * (size_t)product->gates * VW * run->input;
+    tile_column(rows, nv, run->input, x + row * ldx, ldx, 1, b, (size_t)nv * VW, run->gates + gate_row * s->ldg, s->ldg,
+                run->bias, 0, off);
+}
+
+/* Steps [t0, t1): pre-activations of this thread's rows and units. gate_base: packed row kept in the first row of gates. */
+static void project(const run_state *s, const layer_run *run, size_t t0, size_t t1, size_t gate_base, size_t i0, size_t i1,
+                    size_t u0, size_t u1, const T *x, size_t ldx)
+{
+    size_t first = (size_t)s->offsets[t0], rows = (size_t)s->offsets[t1] - first;
+    int whole = i0 == 0 && i1 == s->B;
+    size_t tile = run->x || x ? s->shape.input.units : u1 - u0;
+    for (size_t u = u0; u < u1; u += tile) {
+        size_t units = u1 - u < tile ? u1 - u : tile;
+        for (size_t t = t0; t < (whole ? t0 + 1 : t1); t++) {
+            size_t n = whole ? rows : block_rows(s, t), lo = i0 < n ? i0 : n, hi = whole || i1 > n ? n : i1;
+            size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
+            if (hi == lo) continue;
+            if (s->ids && !x) project_onehot(s, run, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
+            else project_rows(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
+        }
+    }
+    if (s->shape.kind != KIND_GRU_AFTER) return;
+    for (size_t t = t0; t < t1; t++) { /* W_n h + b_hn starts from its own bias */
+        size_t n = block_rows(s, t), hi = i1 < n ? i1 : n;
+        for (size_t i = i0; i < hi; i++)
+            memcpy(run->gates + ((size_t)s->offsets[t] + i - gate_base) * s->ldg + 3 * s->Hp + u0 * VW,
+                   run->bias + 3 * s->Hp + u0 * VW, (u1 - u0) * VW * sizeof(T));
+    }
+}
+
+/* One step of this thread's rows and units: recurrent product into a tile, cell while the tile is in cache. */
+static void forward_step(const run_state *s, const layer_run *run, const cell_product *product, const T *pack,
+                         size_t t, size_t gate_base, size_t i0, size_t i1, size_t u0, size_t u1, int candidate)
+{
+    size_t n = block_rows(s, t), hi = i1 < n ? i1 : n;
+    if (i0 >= hi) return;
+    size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0;
+    size_t g = (size_t)product->gates, lda = candidate ? s->ldg : s->ldh;
+    T *gates = run->gates + (row - gate_base) * s->ldg;
+    const T *a = candidate ? gates + 3 * s->Hp : run->h + before * s->ldh;
+    for (size_t u = u0; u < u1; u += product->units) {
+        size_t units = u1 - u < product->units ? u1 - u : product->units, off[4];
+        int nv = tile_offsets(product, s->Hp, u, units, off);
+        const T *b = pack + u * g * VW * s->H;
+        for (size_t done = 0; done < hi - i0;) {
+            size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]);
+            T *c = gates + done * s->ldg;
+            tiles[mr][nv](s->H, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off);
+            size_t col = u * VW, prev = (before + done) * s->ldh + col, next = (s->B + row + done) * s->ldh + col;
+            forward_patch patch = {c + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev : NULL, run->h + next,
+                                   run->c ? run->c + next : NULL, s->ldh};
+            if (candidate) gru_before_state(&patch, mr, units, s->shape.z_state);
+            else cell_forward(&s->shape, &patch, mr, units);
+            done += mr;
+        }
+    }
+}
+
+static size_t next_chunk(const run_state *s, size_t t0)
+{
+    size_t t1 = t0 + 1;
+    while (t1 < s->steps && (size_t)(s->offsets[t1 + 1] - s->offsets[t0]) <= s->chunk_rows) t1++;
+    return t1;
+}
+
+static void forward_layer(const forward_call *call, size_t l, layer_run *run, int rank, crnn_team *team)
+{
+    run_state *s = call->s;
+    int size = crnn_team_size(team);
+    size_t lo, hi, i0, i1, u0, u1;
+    const T *x = run->x;
+    size_t ldx = run->ldx;
+    if (run->x) {
+        crnn_share(s->R, 1, rank, size, &lo, &hi);
+        gather_input(s, call, l, run, lo, hi);
+    } else if (!s->ids || l > 0) { /* inference reads the caller's rows where they are */
+        x = call->args->x;
+        ldx = run->input;
+    }
+    share_sequences(s, rank, size, &i0, &i1);
+    share_units(s, rank, size, &u0, &u1);
+    const cell_product *pin = &s->shape.input, *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
+    size_t K = run->input;
+    if (s->by_units) lo = u0, hi = u1;
+    if (x) {
+        if (!s->by_units) crnn_share(s->UV, pin->units, rank, size, &lo, &hi);
+        pack_forward(pin, s->H, run->wih, K, K, run->pack_ih, lo, hi);
+    }
+    if (!s->by_units) crnn_share(s->UV, rec->units, rank, size, &lo, &hi);
+    pack_forward(rec, s->H, run->whh, s->H, s->H, run->pack_hh, lo, hi);
+    if (cand->gates) {
+        if (!s->by_units) crnn_share(s->UV, cand->units, rank, size, &lo, &hi);
+        pack_forward(cand, s->H, run->whh, s->H, s->H, run->pack_n, lo, hi);
+    }
+    crnn_barrier(team);
+    for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
+        t1 = next_chunk(s, t0);
+        size_t gate_base = s->keep ? 0 : (size_t)s->offsets[t0];
+        project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx);
+        for (size_t t = t0; t < t1; t++) {
+            forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, i1, u0, u1, 0);
+            if (s->by_units) crnn_barrier(team);
+            if (!cand->gates) continue;
+            forward_step(s, run, cand, run->pack_n, t, gate_base, i0, i1, u0, u1, 1);
+            if (s->by_units) crnn_barrier(team);
+        }
+    }
+    crnn_barrier(team);
+}
+
+static void forward_work(void *context, int rank, crnn_team *team)
+{
+    forward_call *call = context;
+    run_state *s = call->s;
+    for (size_t l = 0; l < s->L; l++)
+        for (size_t d = 0; d < s->D; d++) forward_layer(call, l, s->layers + l * s->D + d, rank, team);
+    size_t lo, hi, H = s->H, LD = s->L * s->D;
+    crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
+    for (size_t d = 0; call->args->y && d < s->D; d++) {
+        const layer_run *top = s->layers + (s->L - 1) * s->D + d;
+        for (size_t r = lo; r < hi; r++)
+            memcpy((T *)call->args->y + (r * s->D + d) * H, top->h + (s->B + flipped(s, top->reversed, r)) * s->ldh,
+                   H * sizeof(T));
+    }
+    if (rank != 0) return;
+    for (size_t q = 0; q < LD; q++)
+        for (size_t i = 0; i < s->B; i++) {
+            size_t row = last_state_row(s, i) * s->ldh, out = (q * s->B + i) * H;
+            if (call->args->h_n) memcpy((T *)call->args->h_n + out, s->layers[q].h + row, H * sizeof(T));
+            if (call->args->c_n && s->layers[q].c) memcpy((T *)call->args->c_n + out, s->layers[q].c + row, H * sizeof(T));
+        }
+}
+
+/* What every pre-activation starts from: b_ih + b_hh, but GRU with reset after keeps b_hn apart. */
+static void set_bias(const run_state *s, layer_run *run)
+{
+    memset(run->bias, 0, (size_t)s->shape.slots * s->Hp * sizeof(T));
+    for (int g = 0; g < s->shape.gates; g++)
+        for (size_t k = 0; k < s->H; k++) {
+            size_t from = (size_t)g * s->H + k;
+            if (run->bih) run->bias[(size_t)g * s->Hp + k] += run->bih[from];
+            if (run->bhh) run->bias[(size_t)s->shape.bias_hh_slot[g] * s->Hp + k] += run->bhh[from];
+        }
+}
+
+/* Lays out the run in the arena; called once to measure and once to place. */
+static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_forward_args *args)
+{
+    int64_t *offsets = TAKE(a, int64_t, s->steps + 1);
+    s->length = TAKE(a, size_t, s->B + 1);
+    s->flip = s->D > 1 ? TAKE(a, int64_t, s->R + 1) : NULL;
+    s->ids = stack->onehot ? TAKE(a, int64_t, s->R + 1) : NULL;
+    s->masks = args->masks && s->L > 1 ? TAKE(a, T, (s->L - 1) * s->R * s->D * s->H) : NULL;
+    s->layers = TAKE(a, layer_run, s->L * s->D);
+    if (a->base) memcpy(offsets, s->offsets, (s->steps + 1) * sizeof(int64_t));
+    if (a->base) s->offsets = offsets;
+    size_t GH = (size_t)s->shape.gates * s->Hp;
+    /* Everything of a layer; scratch that only lives during the call (packed weights) is kept too: it is small. */
+    for (size_t q = 0; q < s->L * s->D; q++) {
+        layer_run *run = a->base ? s->layers + q : &(layer_run){0};
+        size_t l = q / s->D;
+        const crnn_weights *w = stack->weights + q;
+        *run = (layer_run){.wih = w->weight_ih, .whh = w->weight_hh, .bih = w->bias_ih, .bhh = w->bias_hh,
+                           .ldwih = w->ld_ih, .input = l ? s->D * s->H : stack->input, .reversed = (int)(q % s->D)};
+        int onehot = l == 0 && stack->onehot, copied = !onehot && (s->keep || l > 0 || run->reversed);
+        run->ldx = leading(run->input);
+        run->x = copied ? take_rows(a, s->R, run->ldx) : NULL;
+        run->gates = take_rows(a, s->keep ? s->R : s->chunk_rows, s->ldg);
+        run->h = take_rows(a, s->B + s->R, s->ldh);
+        run->c = s->shape.kind == KIND_LSTM ? take_rows(a, s->B + s->R, s->ldh) : NULL;
+        run->bias = TAKE(a, T, (size_t)s->shape.slots * s->Hp);
+        run->pack_ih = onehot ? NULL : TAKE(a, T, GH * run->input);
+        run->pack_hh = TAKE(a, T, GH * s->H);
+        run->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->Hp * s->H) : NULL;
+    }
+}
+
+static void set_lengths(run_state *s)
+{
+    for (size_t i = 0; i < s->B; i++) s->length[i] = 0;
+    for (size_t t = 0; t < s->steps; t++)
+        for (size_t i = 0; i < block_rows(s, t); i++) s->length[i] = t + 1;
+    for (size_t t = 0; s->flip && t < s->steps; t++)
+        for (size_t i = 0; i < block_rows(s, t); i++)
+            s->flip[(size_t)s->offsets[t] + i] = s->offsets[s->length[i] - 1 - t] + (int64_t)i;
+}
+
+static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
+                                  crnn_tape **tape)
+{
+    run_state proto = {.stack = NULL, .shape = shape_of(stack), .B = batch->batch, .steps = batch->steps,
+                       .R = (size_t)batch->offsets[batch->steps], .H = stack->hidden, .L = stack->layers,
+                       .D = stack->directions, .offsets = batch->offsets, .keep = tape != NULL};
+    run_state *s = &proto;
+    s->Hp = round_up(s->H, VW);
+    s->UV = s->Hp / VW;
+    s->ldg = leading((size_t)s->shape.slots * s->Hp);
+    s->ldh = leading(s->Hp);
+    s->dense = s->R == s->B * s->steps;
+    s->chunk_rows = 262144 / (s->ldg * sizeof(T));
+    if (s->chunk_rows < 48) s->chunk_rows = 48;
+    if (s->chunk_rows > s->R) s->chunk_rows = s->R;
+    if (s->chunk_rows < s->B) s->chunk_rows = s->B;
+    choose_threads(s, stack->input);
+    arena measure = {0};
+    lay_out(&measure, s, stack, args);
+    size_t total = measure.used + round_up(sizeof(run_state), CRNN_LINE);
+    if (measure.overflow || total < measure.used) return CRNN_NOMEM;
+    char *block = crnn_allocate(total);
+    if (!block) return CRNN_NOMEM;
+    s = (run_state *)(void *)block;
+    *s = proto;
+    arena place = {.base = block + round_up(sizeof(run_state), CRNN_LINE)};
+    lay_out(&place, s, stack, args);
+    s->head.kernels = &THIS_KERNELS;
+    s->head.bytes = total;
+    set_lengths(s);
+    if (s->ids) memcpy(s->ids, args->ids, s->R * sizeof(int64_t));
+    if (s->masks) memcpy(s->masks, args->masks, (s->L - 1) * s->R * s->D * s->H * sizeof(T));
+    for (size_t q = 0; q < s->L * s->D; q++) {
+        layer_run *run = s->layers + q;
+        const T *h0 = args->h0, *c0 = args->c0;
+        copy_rows_padded(run->h, s->ldh, h0 ? h0 + q * s->B * s->H : NULL, s->H, s->B);
+        if (run->c) copy_rows_padded(run->c, s->ldh, c0 ? c0 + q * s->B * s->H : NULL, s->H, s->B);
+        set_bias(s, run);
+    }
+    forward_call call = {s, args};
+    crnn_parallel(s->threads, forward_work, &call);
+    if (tape) *tape = &s->head;
+    else crnn_release(block);
+    return CRNN_OK;
+}

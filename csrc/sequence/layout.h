@@ -1,0 +1,164 @@
+/* Where everything of one call lives: sizes, the tape, packed weights, the split between threads. */
+
+/* One layer in one direction. */
+typedef struct {
+    const T *wih, *whh, *bih, *bhh;
+    size_t ldwih;      /* one-hot: row stride of the transposed weights */
+    size_t input;      /* width of the layer's input */
+    int reversed;
+    T *x;              /* (R, ldx) the layer's input in the direction's row order; null when one-hot */
+    size_t ldx;
+    T *gates;          /* (R, ldg) as the cell leaves them; inference: only the steps in work */
+    T *h, *c;          /* (B + R, ldh): rows 0..B-1 initial state, then one row per packed row */
+    T *bias;           /* (slots * Hp) what the pre-activations start from */
+    T *pack_ih, *pack_hh, *pack_n;
+} layer_run;
+
+typedef struct {
+    struct crnn_tape head;
+    const crnn_stack *stack;
+    cell_shape shape;
+    size_t B, steps, R, H, Hp, UV, ldg, ldh, L, D;
+    const int64_t *offsets;  /* the tape's own copy */
+    size_t *length;          /* (B) of the sorted sequences */
+    int64_t *flip;           /* (R) row of the reversed sequence; null when there is one direction */
+    int64_t *ids;            /* (R) one-hot */
+    T *masks;                /* (L-1, R, D*H) or null */
+    int dense;               /* all sequences have T steps */
+    int keep;
+    int threads, by_units;   /* by_units: threads share every row and split the units */
+    size_t chunk_rows;
+    layer_run *layers;       /* (L*D) */
+} run_state;
+
+/* Bump allocation in two passes over the same code: first to measure (base null), then to hand out. */
+typedef struct {
+    char *base;
+    size_t used;
+    int overflow;
+} arena;
+
+static void *take(arena *a, size_t count, size_t size)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - 2 * CRNN_LINE) {
+        a->overflow = 1;
+        return NULL;
+    }
+    bytes = round_up(bytes, CRNN_LINE);
+    void *block = a->base ? a->base + a->used : NULL;
+    if (__builtin_add_overflow(a->used, bytes, &a->used)) a->overflow = 1;
+    return block;
+}
+#define TAKE(a, type, count) ((type *)take(a, count, sizeof(type)))
+
+/* Rows of real data carry one extra cache line at the end of the block: tiles may read past the last column. */
+static T *take_rows(arena *a, size_t rows, size_t ld) { return TAKE(a, T, rows * ld + 64 / sizeof(T) * 4); }
+
+INLINE size_t block_rows(const run_state *s, size_t t)
+{
+    return t < s->steps ? (size_t)(s->offsets[t + 1] - s->offsets[t]) : 0;
+}
+/* Row of the state that enters block t: initial states first, then packed rows. */
+INLINE size_t state_row_before(const run_state *s, size_t t) { return t ? s->B + (size_t)s->offsets[t - 1] : 0; }
+
+/* Work per row and step decides how many threads pay off (a team costs about 2 us to wake, a barrier 0.3 us). */
+static void choose_threads(run_state *s, size_t input)
+{
+    double flops = 2.0 * (double)s->R * (double)(s->shape.gates * s->H) * (double)(input + s->H) * (double)s->L;
+    int most = crnn_get_threads();
+    if (flops < 4e5) most = 1;
+    double step_flops = 2.0 * (double)s->B * (double)(s->shape.gates * s->H) * (double)s->H;
+    s->by_units = s->B < (size_t)most * 16;
+    if (s->by_units && (step_flops < 6e4 || s->UV < (size_t)most)) {
+        /* Too little work between barriers: split the sequences if there are enough, else stay alone. */
+        s->by_units = 0;
+        if (s->B < (size_t)most) most = (int)(s->B ? s->B : 1);
+    }
+    s->threads = most;
+}
+
+/* Sequences [*lo, *hi) of this thread, so that the rows (sum of lengths) are shared evenly. */
+static void share_sequences(const run_state *s, int rank, int size, size_t *lo, size_t *hi)
+{
+    if (s->by_units || size == 1) {
+        *lo = 0;
+        *hi = s->B;
+        return;
+    }
+    size_t total = s->R, sum = 0, first = s->B, last = s->B;
+    size_t from = total * (size_t)rank / (size_t)size, to = total * (size_t)(rank + 1) / (size_t)size;
+    for (size_t i = 0; i < s->B; i++) {
+        if (first == s->B && sum >= from) first = i;
+        if (last == s->B && sum >= to) last = i;
+        sum += s->length[i];
+    }
+    *lo = rank == 0 ? 0 : first;
+    *hi = rank == size - 1 ? s->B : last;
+}
+
+static void share_units(const run_state *s, int rank, int size, size_t *lo, size_t *hi)
+{
+    if (s->by_units) crnn_share(s->UV, 1, rank, size, lo, hi);
+    else *lo = 0, *hi = s->UV;
+}
+
+/* Packing for y = x W^T: for every tile of units, for every k, the vectors (unit, gate) side by side.
+ * A tile that starts at unit u begins at u * gates * VW * K, so every split into tiles finds its data in place. */
+static void pack_forward(const cell_product *product, size_t H, const T *W, size_t ldw, size_t K, T *dst, size_t lo,
+                         size_t hi)
+{
+    size_t g = (size_t)product->gates;
+    for (size_t u = lo; u < hi; u += product->units) {
+        size_t units = hi - u < product->units ? hi - u : product->units, ldb = units * g * VW;
+        T *tile = dst + u * g * VW * K;
+        for (size_t j = 0; j < units * g; j++) {
+            size_t first = (u + j / g) * VW;
+            const T *rows = W + ((size_t)product->gate[j % g] * H + first) * ldw;
+            size_t valid = first >= H ? 0 : H - first < VW ? H - first : VW;
+            pack_transposed(tile + j * VW, ldb, rows, ldw, valid, K);
+        }
+    }
+}
+
+/* Packing for dx = d W: K runs over the gates' rows of W, columns [column, column + width) in vectors. */
+static void pack_backward(const cell_product *product, size_t H, const T *W, size_t ldw, size_t column, size_t width,
+                          T *dst, size_t lo, size_t hi)
+{
+    size_t K = (size_t)product->gates * H;
+    for (size_t u = lo; u < hi; u += 4) {
+        size_t units = hi - u < 4 ? hi - u : 4, first = u * VW;
+        size_t valid = first >= width ? 0 : width - first < units * VW ? width - first : units * VW;
+        T *tile = dst + u * VW * K;
+        for (int g = 0; g < product->gates; g++)
+            for (size_t k = 0; k < H; k++, tile += units * VW) {
+                const T *row = W + ((size_t)product->gate[g] * H + k) * ldw + column + first;
+                memcpy(tile, row, valid * sizeof(T));
+                for (size_t l = valid; l < units * VW; l++) tile[l] = 0;
+            }
+    }
+}
+
+/* Offsets of the vectors of a forward tile within a row of gates. */
+INLINE int tile_offsets(const cell_product *product, size_t Hp, size_t u, size_t units, size_t off[4])
+{
+    int nv = 0;
+    for (size_t i = 0; i < units; i++)
+        for (int g = 0; g < product->gates; g++) off[nv++] = (size_t)product->slot[g] * Hp + (u + i) * VW;
+    return nv;
+}
+
+/* Initial states and final states between the caller's (B, H) and our padded rows. */
+static void copy_rows_padded(T *dst, size_t ld, const T *src, size_t width, size_t rows)
+{
+    for (size_t i = 0; i < rows; i++) {
+        if (src) memcpy(dst + i * ld, src + i * width, width * sizeof(T));
+        else memset(dst + i * ld, 0, width * sizeof(T));
+        memset(dst + i * ld + width, 0, (ld - width) * sizeof(T));
+    }
+}
+
+static size_t last_state_row(const run_state *s, size_t i)
+{
+    return s->length[i] ? s->B + (size_t)s->offsets[s->length[i] - 1] + i : i;
+}

@@ -1,0 +1,203 @@
+/* After the schedules: gradients of the weights, of the input and of the initial states, from the summed d_pre. */
+
+/* Rows [lo, hi) of a (G*H, N) weight gradient. */
+static void weight_gradient(const run_state *s, const layer_back *back, const int *slot, size_t N, const T *B, size_t ldb,
+                            const T *B_candidate, size_t ldc, T *out, int accumulate, size_t lo, size_t hi)
+{
+    for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
+        size_t first = g * s->H, a = lo > first ? lo - first : 0, b = hi > first ? hi - first : 0;
+        if (b > s->H) b = s->H;
+        if (a >= b) continue;
+        int candidate = B_candidate && g == 2;
+        product_tn(a, b, N, s->R, back->sum + (size_t)slot[g] * s->Hp, s->ldg, candidate ? B_candidate : B,
+                   candidate ? ldc : ldb, out + first * N, N, accumulate);
+    }
+}
+
+static void bias_gradient(const run_state *s, const layer_back *back, const int *slot, T *out, int accumulate, size_t lo,
+                          size_t hi)
+{
+    for (size_t q = lo; q < hi; q++)
+        if (!accumulate) out[q] = 0;
+    for (size_t r = 0; r < s->R; r++) {
+        const T *row = back->sum + r * s->ldg;
+        for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
+            size_t first = g * s->H, a = lo > first ? lo : first, b = hi < first + s->H ? hi : first + s->H;
+            const T *from = row + (size_t)slot[g] * s->Hp - first;
+            for (size_t q = a; q < b; q++) out[q] += from[q];
+        }
+    }
+}
+
+static void gradients_of_layer(const backward_call *call, size_t q, int rank, crnn_team *team)
+{
+    const run_state *s = call->s;
+    const layer_run *run = s->layers + q;
+    layer_back *back = call->layers + q;
+    const crnn_weights *grads = call->args->grads ? call->args->grads + q : NULL;
+    int size = crnn_team_size(team), add = call->args->accumulate;
+    size_t lo, hi;
+    if (back->h_prev && grads && grads->weight_hh) {
+        crnn_share(s->steps, 1, rank, size, &lo, &hi);
+        for (size_t t = lo; t < hi; t++)
+            memcpy(back->h_prev + (size_t)s->offsets[t] * s->ldh, run->h + state_row_before(s, t) * s->ldh,
+                   block_rows(s, t) * s->ldh * sizeof(T));
+        crnn_barrier(team);
+    }
+    if (grads) {
+        static const int straight[4] = {0, 1, 2, 3};
+        const T *h_prev = back->h_prev ? back->h_prev : run->h;
+        const T *candidate = s->shape.candidate.gates ? run->gates + 3 * s->Hp : NULL;
+        const int *hh = s->shape.bias_hh_slot;
+        crnn_share((size_t)s->shape.gates * s->H, (size_t)tile_rows_max[4], rank, size, &lo, &hi);
+        if (grads->weight_ih && run->x)
+            weight_gradient(s, back, straight, run->input, run->x, run->ldx, NULL, 0, grads->weight_ih, add, lo, hi);
+        if (grads->weight_hh)
+            weight_gradient(s, back, hh, s->H, h_prev, s->ldh, candidate, s->ldg, grads->weight_hh, add, lo, hi);
+        if (grads->bias_ih) bias_gradient(s, back, straight, grads->bias_ih, add, lo, hi);
+        if (grads->bias_hh) bias_gradient(s, back, hh, grads->bias_hh, add, lo, hi);
+    }
+}
+
+/* The caller's dx: from d_pre of layer 0, all directions; for ids the gradient rows themselves. */
+static void gradients_of_input(const backward_call *call, int rank, crnn_team *team)
+{
+    const run_state *s = call->s;
+    size_t lo, hi, GH = (size_t)s->shape.gates * s->H, width = s->layers[0].input;
+    T *out = call->args->dx;
+    if (!out) return;
+    crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
+    if (s->ids) {
+        for (size_t r = lo; r < hi; r++)
+            for (size_t g = 0; g < (size_t)s->shape.gates; g++)
+                memcpy(out + r * GH + g * s->H, call->layers[0].sum + r * s->ldg + g * s->Hp, s->H * sizeof(T));
+        return;
+    }
+    for (size_t e = 0; e < s->D; e++) {
+        input_gradient(call, e, lo, hi, e > 0);
+        crnn_barrier(team);
+    }
+    for (size_t r = lo; r < hi; r++) memcpy(out + r * width, call->dx + r * call->ldx, width * sizeof(T));
+}
+
+static void gradients_of_start(const backward_call *call)
+{
+    const run_state *s = call->s;
+    for (size_t q = 0; q < s->L * s->D; q++)
+        for (size_t i = 0; i < s->B; i++) {
+            size_t at = (q * s->B + i) * s->H;
+            const layer_back *back = call->layers + q;
+            /* An empty sequence's final state is its initial state. */
+            for (int cell = 0; cell < 2; cell++) {
+                T *out = cell ? call->args->dc0 : call->args->dh0;
+                const T *final = cell ? call->args->dc_n : call->args->dh_n, *sum = cell ? back->dc0 : back->dh0;
+                if (!out || !sum) continue;
+                memcpy(out + at, sum + i * s->ldh, s->H * sizeof(T));
+                for (size_t k = 0; final && s->length[i] == 0 && k < s->H; k++) out[at + k] += final[at + k];
+            }
+        }
+}
+
+static void pack_weights_back(const backward_call *call, int rank, crnn_team *team)
+{
+    const run_state *s = call->s;
+    size_t lo, hi;
+    int size = crnn_team_size(team), by_units = s->by_units && call->args->truncation != CRNN_WINDOW;
+    for (size_t q = 0; q < s->L * s->D; q++) {
+        const layer_run *run = s->layers + q;
+        const layer_back *back = call->layers + q;
+        const crnn_weights *w = call->stack->weights + q;
+        /* The time loop's tiles start where the thread's units start; all others start at multiples of 4. */
+        crnn_share(s->UV, by_units ? 1 : 4, rank, size, &lo, &hi);
+        pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, 0, s->H, back->pack_hh, lo, hi);
+        if (back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, 0, s->H, back->pack_n, lo, hi);
+        if (!back->pack_ih) continue;
+        crnn_share((run->input + VW - 1) / VW, 4, rank, size, &lo, &hi);
+        pack_backward(&s->shape.input, s->H, w->weight_ih, run->input, 0, run->input, back->pack_ih, lo, hi);
+    }
+    crnn_barrier(team);
+}
+
+static void backward_work(void *context, int rank, crnn_team *team)
+{
+    const backward_call *call = context;
+    const run_state *s = call->s;
+    const crnn_backward_args *args = call->args;
+    pack_weights_back(call, rank, team);
+    if (args->truncation == CRNN_WINDOW) {
+        window_backward(call, rank, team);
+    } else if (args->truncation == CRNN_CHUNK) {
+        size_t count = (s->steps + args->k1 - 1) / args->k1;
+        for (size_t c = count; c-- > 0;) {
+            size_t start = c * args->k1, end = start + args->k1;
+            size_t reach = end > args->k2 ? end - args->k2 : 0;
+            range_backward(call, reach, end < s->steps ? end : s->steps, start, rank, team);
+        }
+    } else {
+        range_backward(call, 0, s->steps, 0, rank, team);
+    }
+    /* From here on the sums are what d was. */
+    if (call->overlap) {
+        if (rank == 0)
+            for (size_t q = 0; q < s->L * s->D; q++) call->layers[q].d = call->layers[q].sum;
+        crnn_barrier(team);
+    }
+    for (size_t q = 0; q < s->L * s->D; q++) gradients_of_layer(call, q, rank, team);
+    gradients_of_input(call, rank, team);
+    if (rank == 0) gradients_of_start(call);
+}
+
+static void lay_out_back(arena *a, backward_call *call)
+{
+    const run_state *s = call->s;
+    int window = call->args->truncation == CRNN_WINDOW, lstm = s->shape.kind == KIND_LSTM;
+    size_t rec = (size_t)s->shape.recurrent.gates, widest = s->D * s->H;
+    if (!s->ids && s->layers[0].input > widest) widest = s->layers[0].input;
+    call->ldx = leading(widest);
+    call->dx = s->L > 1 || (call->args->dx && !s->ids) ? take_rows(a, s->R, call->ldx) : NULL;
+    call->reset = s->shape.candidate.gates ? take_rows(a, s->R, s->ldh) : NULL;
+    call->layers = TAKE(a, layer_back, s->L * s->D);
+    for (size_t q = 0; q < s->L * s->D; q++) {
+        layer_back *back = a->base ? call->layers + q : &(layer_back){0};
+        const layer_run *run = s->layers + q;
+        size_t states = s->B + s->R;
+        back->d = take_rows(a, s->R, s->ldg);
+        back->sum = call->overlap ? take_rows(a, s->R, s->ldg) : back->d;
+        back->dh = take_rows(a, states, s->ldh);
+        back->next = window ? take_rows(a, states, s->ldh) : NULL;
+        back->dc = lstm ? take_rows(a, window ? states : s->B, s->ldh) : NULL;
+        back->dc_next = lstm && window ? take_rows(a, states, s->ldh) : NULL;
+        back->dh0 = take_rows(a, s->B, s->ldh);
+        back->dc0 = lstm ? take_rows(a, s->B, s->ldh) : NULL;
+        back->pack_hh = TAKE(a, T, rec * s->H * s->Hp);
+        back->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->H * s->Hp) : NULL;
+        int wants_dx = q >= s->D || (call->args->dx && !s->ids);
+        back->pack_ih = wants_dx ? TAKE(a, T, (size_t)s->shape.gates * s->H * round_up(run->input, VW)) : NULL;
+        back->h_prev = s->dense ? NULL : take_rows(a, s->R, s->ldh);
+    }
+}
+
+static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *batch, const crnn_tape *tape,
+                                   const crnn_backward_args *args)
+{
+    const run_state *s = (const run_state *)tape;
+    (void)batch;
+    backward_call call = {.s = s, .stack = stack, .args = args};
+    call.overlap = args->truncation == CRNN_WINDOW || (args->truncation == CRNN_CHUNK && args->k2 > args->k1);
+    arena measure = {0};
+    lay_out_back(&measure, &call);
+    if (measure.overflow) return CRNN_NOMEM;
+    char *block = crnn_allocate(measure.used);
+    if (!block) return CRNN_NOMEM;
+    arena place = {.base = block};
+    lay_out_back(&place, &call);
+    for (size_t q = 0; q < s->L * s->D; q++) {
+        layer_back *back = call.layers + q;
+        memset(back->dh0, 0, s->B * s->ldh * sizeof(T));
+        if (back->dc0) memset(back->dc0, 0, s->B * s->ldh * sizeof(T));
+        if (call.overlap) memset(back->sum, 0, s->R * s->ldg * sizeof(T));
+    }
+    crnn_parallel(s->threads, backward_work, &call);
+    crnn_release(block);
+    return CRNN_OK;
+}

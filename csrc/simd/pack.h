@@ -1,0 +1,40 @@
+/* dst[k*ldd + l] = src[l*lds + k] for l < VW (rows past `valid` read as 0): VW rows of a weight matrix become one
+ * vector per k. Whole blocks of VW x VW go through register transposes. */
+INLINE void transpose_block(V *v)
+{
+#if LANE_COUNT > 1
+    /* log2(VW) rounds; in round s, rows i and i+s exchange the lanes that differ in bit s. */#define EXCHANGE_ROUND(s)                                                        \
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANE_COUNT; i++) if (!(i & (s))) \
+    {                                                                            \
+        V a = v[i], b = v[i + (s)];                                              \
+        v[i] = SHUFFLE2(a, b, LOW_LANE, s);                                      \
+        v[i + (s)] = SHUFFLE2(a, b, HIGH_LANE, s);                               \
+    }
+#if LANE_COUNT == 16
+    EXCHANGE_ROUND(8)
+#endif
+#if LANE_COUNT >= 8
+    EXCHANGE_ROUND(4)
+#endif
+#if LANE_COUNT >= 4
+    EXCHANGE_ROUND(2)
+#endif
+    EXCHANGE_ROUND(1)
+#else
+    (void)v;
+#endif
+}
+
+NOINLINE void pack_transposed(T *dst, size_t ldd, const T *src, size_t lds, size_t valid, size_t K)
+{
+    size_t k = 0;
+    if (valid == VW && VW > 1)
+        for (; k + VW <= K; k += VW) {
+            V v[LANE_COUNT];
+            _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) v[l] = load(src + (size_t)l * lds + k);
+            transpose_block(v);
+            _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) store(dst + (k + (size_t)l) * ldd, v[l]);
+        }
+    for (; k < K; k++)
+        for (size_t l = 0; l < VW; l++) dst[k * ldd + l] = l < valid ? src[l * lds + k] : 0;
+}

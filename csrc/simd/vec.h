@@ -1,0 +1,110 @@
+/* Vectors without intrinsics: GCC/Clang vector extensions, one source for every instruction set and both dtypes.
+ * The including file defines CRNN_DOUBLE (0 or 1) and CRNN_VBYTES (sizeof(T) for the scalar build). */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if CRNN_DOUBLE
+typedef double T;
+typedef int64_t TI;
+#else
+typedef float T;
+typedef int32_t TI;
+#endif
+
+#define VW ((size_t)(CRNN_VBYTES / sizeof(T)))
+typedef T V __attribute__((vector_size(CRNN_VBYTES)));
+typedef TI VI __attribute__((vector_size(CRNN_VBYTES)));
+typedef T VU __attribute__((vector_size(CRNN_VBYTES), aligned(sizeof(T)), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
+
+INLINE V load(const T *p) { return *(const VU *)(const void *)p; }
+INLINE void store(T *p, V v) { *(VU *)(void *)p = v; }
+INLINE V splat(T x) { return x - (V){0}; } /* x - 0, not x + 0: keeps -0 */
+INLINE V blend(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
+INLINE V vabs(V x) { return (V)((VI)x & (VI)~(VI)splat((T)-0.0)); }
+INLINE V copysign_of(V magnitude, V sign)
+{
+    VI bit = (VI)splat((T)-0.0);
+    return (V)(((VI)magnitude & ~bit) | ((VI)sign & bit));
+}
+/* NaN in x survives both, because every comparison with it is false. */
+INLINE V at_least(V x, T low) { return blend((VI)(x < low), splat(low), x); }
+INLINE V at_most(V x, T high) { return blend((VI)(x > high), splat(high), x); }
+INLINE V larger(V a, V b) { return blend((VI)(b > a), b, a); }
+
+INLINE size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+/* Leading dimension for rows of n elements: whole cache lines, an odd number of them, so that walking down a column
+ * visits every cache set instead of a few. */
+INLINE size_t leading(size_t n)
+{
+    size_t per_line = 64 / sizeof(T), lines = (n + per_line - 1) / per_line;
+    return (lines | 1) * per_line;
+}
+
+/* Lane sums of several vectors at once: out lane l = sum of the lanes of v[l]; destroys v. log2(VW) rounds of
+ * "fold one half of a onto it, one half of b onto it". */
+#if CRNN_VBYTES == 64 && !CRNN_DOUBLE
+#define LANES(F, s) F(0,s),F(1,s),F(2,s),F(3,s),F(4,s),F(5,s),F(6,s),F(7,s),F(8,s),F(9,s),F(10,s),F(11,s),F(12,s),F(13,s),F(14,s),F(15,s)
+#define LANE_COUNT 16
+#elif (CRNN_VBYTES == 64 && CRNN_DOUBLE) || (CRNN_VBYTES == 32 && !CRNN_DOUBLE)
+#define LANES(F, s) F(0,s),F(1,s),F(2,s),F(3,s),F(4,s),F(5,s),F(6,s),F(7,s)
+#define LANE_COUNT 8
+#elif (CRNN_VBYTES == 32 && CRNN_DOUBLE) || (CRNN_VBYTES == 16 && !CRNN_DOUBLE)
+#define LANES(F, s) F(0,s),F(1,s),F(2,s),F(3,s)
+#define LANE_COUNT 4
+#elif CRNN_VBYTES == 16 && CRNN_DOUBLE
+#define LANES(F, s) F(0,s),F(1,s)
+#define LANE_COUNT 2
+#else
+#define LANE_COUNT 1
+#endif
+
+#if LANE_COUNT > 1
+#define LOW_LANE(l, s) (((l) & (s)) ? LANE_COUNT + ((l) ^ (s)) : (l))
+#define HIGH_LANE(l, s) (((l) & (s)) ? LANE_COUNT + (l) : ((l) ^ (s)))
+#define OTHER_LANE(l, s) ((l) ^ (s))
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE2(a, b, F, s) __builtin_shufflevector(a, b, LANES(F, s))
+#endif
+#endif
+#ifndef SHUFFLE2
+#define SHUFFLE2(a, b, F, s) __builtin_shuffle(a, b, (VI){LANES(F, s)})
+#endif
+#define FOLD(a, b, s) (SHUFFLE2(a, b, LOW_LANE, s) + SHUFFLE2(a, b, HIGH_LANE, s))
+#define FOLD_ROUND(s) for (int i_ = 0; i_ < (s); i_++) v[i_] = FOLD(v[i_], v[i_ + (s)], s)
+#endif
+
+INLINE V lane_sums(V *v)
+{
+#if LANE_COUNT == 16
+    _Pragma("GCC unroll 8") FOLD_ROUND(8);
+#endif
+#if LANE_COUNT >= 8
+    _Pragma("GCC unroll 4") FOLD_ROUND(4);
+#endif
+#if LANE_COUNT >= 4
+    _Pragma("GCC unroll 2") FOLD_ROUND(2);
+#endif
+#if LANE_COUNT >= 2
+    FOLD_ROUND(1);
+#endif
+    return v[0];
+}
+
+INLINE T lane_sum(V v)
+{
+    T s = v[0];
+    for (size_t l = 1; l < VW; l++) s += v[l];
+    return s;
+}
+INLINE T lane_max(V v)
+{
+    T m = v[0];
+    for (size_t l = 1; l < VW; l++) m = v[l] > m ? v[l] : m;
+    return m;
+}
