@@ -58,6 +58,11 @@ def markdown(run: dict[str, Any]) -> str:
             chosen = [r for r in records if r["threads"] == threads and workload_of(r).group == group]
             if chosen:
                 parts += [f"## {HEADINGS[group]}, {_threads(threads)}", _table(chosen)]
+                if any("grown" in timed for r in chosen for timed in (r["peers"].get("crnn") or {}).values()):
+                    parts += [
+                        "Memory, MB: the parameters, and what the first training call adds to them.",
+                        _memory(chosen),
+                    ]
     reasons = [(r["name"], peer, why) for r in records for peer, why in r["refused"].items() if "disagrees" in why]
     refused = sorted({f"- {name}: {peer}: {why}" for name, peer, why in reasons})
     if refused:
@@ -130,6 +135,17 @@ def _table(records: list[Record]) -> str:
             cells.append(format(value(record, timed["seconds"]), style) if timed else "-")
         cells += [best[0] if best else "-", f"{quotient:.2f}" if quotient else "-"]
         rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _memory(records: list[Record]) -> str:
+    peers = [peer for peer in PEERS if any(peer in record["peers"] for record in records)]
+    rows = [f"| cell | shape | parameters | {' | '.join(peers)} |", "|---|---|--:|" + "--:|" * len(peers)]
+    for record in records:
+        workload = workload_of(record)
+        grown = [next(iter(record["peers"].get(peer, {}).values()), {}).get("grown") for peer in peers]
+        cells = ["-" if size is None else f"{size / 1e6:.0f}" for size in grown]
+        rows.append(f"| {workload.cell} | {workload.shape} | {record['parameters'] / 1e6:.0f} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -10,10 +10,10 @@ import gc
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,15 @@ class Worker:
         with np.load(arrays) as stored:
             data = {name: _aligned(stored[name], described.dtype) for name in stored.files}
         cases = self.peer.cases(described, data, self.threads)
-        written = {}
+        written, grown = {}, {}
         for index, (variant, case) in enumerate(cases.items()):
             path = f"{results}-{index}.npz"
+            if described.kind == "stream":
+                grown[variant] = _growth(case.run)
             np.savez(path, **case.result())
             written[variant] = path
         self.cases = cases
-        return {"results": written}
+        return {"results": written, "grown": grown}
 
     def time(self, variant: str, seconds: float, most: int) -> dict[str, Any]:
         """Call a case for about ``seconds``, at most ``most`` times; the first call is discarded unless it is long."""
@@ -89,11 +91,6 @@ class Worker:
         blas = {key: str(value) for key, value in _kernels.blas_info().items()}
         return {"isa": _kernels.isa(), "blas": {k: v for k, v in blas.items() if os.sep not in v}}
 
-    def memory(self) -> dict[str, Any]:
-        """Return the largest resident size of this process so far, in bytes."""
-        scale = 1 if sys.platform == "darwin" else 1024
-        return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
-
 
 def _aligned(array: np.ndarray, dtype: str) -> np.ndarray:
     """Return a copy at a 64-byte boundary, real numbers in ``dtype``: no peer is lucky with its allocation."""
@@ -103,6 +100,23 @@ def _aligned(array: np.ndarray, dtype: str) -> np.ndarray:
     view = raw[start : start + array.size * kind.itemsize].view(kind).reshape(array.shape)
     view[...] = array
     return view
+
+
+def _growth(run: Callable[[], object]) -> int | None:
+    """Return by how many bytes resident memory grows at most during a call, None where the system does not say."""
+
+    def status(field: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        before = status("VmRSS:")
+        run()
+        return status("VmHWM:") - before
+    except (OSError, StopIteration):
+        return None
 
 
 def _stolen() -> float:

@@ -187,7 +187,7 @@ def workloads() -> list[Workload]:
     ]
     every += [
         _stream("zaremba", cell, hidden, unroll, 10000, units)
-        for hidden, unroll, units in ((200, 20, 4), (650, 35, 1))
+        for hidden, unroll, units in ((200, 20, 16), (650, 35, 4))
         for cell in CELLS
     ]
     every += _layers("float64-training", BATCHED + SINGLE, dtype="float64", peers=("crnn", "torch"))
@@ -204,7 +204,7 @@ def _scaling() -> list[Workload]:
     batch = tuple((rows, 35, 200, 200) for rows in (1, 2, 4, 8, 16, 32, 64, 128))
     every = _layers("scaling-hidden", hidden, peers=peers) + _layers("scaling-batch", batch, peers=peers)
     every += [
-        _stream("scaling-vocabulary", "lstm", 200, 20, size, 1, layers=1) for size in (1000, 3000, 10000, 30000, 100000)
+        _stream("scaling-vocabulary", "lstm", 200, 20, size, 4, layers=1) for size in (1000, 3000, 10000, 30000, 100000)
     ]
     every += [
         Workload("scaling-window", "layer", cell, 20, 64, 200, 200, window=window, peers=("crnn",))
@@ -271,7 +271,7 @@ def _tokens(workload: Workload, rng: np.random.Generator) -> dict[str, np.ndarra
     # Zipf's law, roughly that of English words: how often rows of an embedding repeat matters to sparse updates.
     weight = 1.0 / (np.arange(workload.vocabulary) + 2.7)
     if workload.kind == "stream":
-        count = workload.batch * (workload.time * workload.units + 1)
+        count = workload.batch * workload.time * workload.units + 1
         return {"ids": rng.choice(workload.vocabulary, count, p=weight / weight.sum())}
     # Sentence lengths of comments: median 15 words, a long tail, both markers included.
     lengths = np.clip(np.exp(rng.normal(np.log(17.0), 0.6, workload.units)).astype(np.int64), 3, 80)

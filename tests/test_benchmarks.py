@@ -79,12 +79,18 @@ def test_arrays_are_the_same_at_every_call_and_in_both_dtypes():
 def test_compare_finds_the_worst_tensor():
     reference = {"a": np.array([1.0, -4.0]), "b": np.zeros(3), "only here": np.ones(1)}
     found = {"a": np.array([1.0, -4.004]), "b": np.array([0.0, 2e-4, 0.0])}
-    error, where = runner.compare(found, reference, "float32")
+    error, where = runner.compare(found, reference)
     assert where == "a"
     assert error == pytest.approx(1e-3)
-    assert runner.compare({"a": np.array([1.0, np.nan])}, reference, "float32")[0] == np.inf
-    assert runner.compare({"a": np.ones(3)}, reference, "float32")[0] == np.inf
-    assert runner.compare({"c": np.ones(3)}, reference, "float32")[0] == np.inf
+    assert runner.compare({"a": np.array([1.0, np.nan])}, reference)[0] == np.inf
+    assert runner.compare({"a": np.ones(3)}, reference)[0] == np.inf
+    assert runner.compare({"c": np.ones(3)}, reference)[0] == np.inf
+
+
+def test_declared_rounding_is_taken_off():
+    reference = {"update": np.array([1.0, 2.0])}
+    found = {"update": np.array([1.0, 2.5]), "rounding of update": np.array([0.4])}
+    assert runner.compare(found, reference)[0] == pytest.approx(0.05)
 
 
 def test_summary_of_samples():

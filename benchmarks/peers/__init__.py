@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+ROUNDING = "rounding of "  # results under this prefix are tolerances of the result that follows
 PEERS = ("crnn", "torch", "jax", "onnxruntime", "keras", "notes_numpy")
 
 

@@ -13,9 +13,11 @@ from benchmarks.peers.common import (
     CLIP_NORM,
     LEARNING_RATE,
     STREAM_RATE,
+    first_chunks,
     sampled,
     sentences,
     time_major,
+    updates,
     with_embedding,
 )
 from benchmarks.workloads import Workload
@@ -118,11 +120,6 @@ def _model(workload: Workload, arrays: dict[str, np.ndarray], embedding: int | N
     return model
 
 
-def _update(model: Any, arrays: dict[str, np.ndarray], label: str) -> dict[str, np.ndarray]:
-    changed = {name: p - arrays[name] for name, p in model.params.items()}
-    return sampled({f"{label}: update of {name}": a for name, a in changed.items()})
-
-
 def _sentences(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
     pairs = sentences(arrays)
     window = crnn.bptt.Window(workload.window)
@@ -139,29 +136,27 @@ def _sentences(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
         for x, y in pairs[:CHECKED_SENTENCES]:
             truncated.sgd_step(x, y, LEARNING_RATE, window)
             full.sgd_step(x, y, LEARNING_RATE)
-        results = {**_update(full, other, "embedding, full")}
-        changed = {name: p - arrays[name] for name, p in truncated.params.items()}
-        return results | {f"one-hot, truncated: update of {name}": a for name, a in changed.items()}
+        return updates("embedding, full", other, full.params) | updates("truncated", arrays, truncated.params)
 
     return Case(run, result)
 
 
 def _stream(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
-    def learn(model: Any) -> None:
+    def learn(model: Any, ids: np.ndarray) -> None:
         trainer = crnn.Trainer(
             model,
             optimizer=crnn.optim.SGD(STREAM_RATE),
             truncation=crnn.bptt.Chunk(workload.time),
             normalise="sequences",
-            schedule=None,
+            schedule=crnn.schedules.Constant(),
             clip_norm=CLIP_NORM,
         )
-        trainer.fit(crnn.data.Stream(arrays["ids"], batch_size=workload.batch), epochs=1)
+        trainer.fit(crnn.data.Stream(ids, batch_size=workload.batch), epochs=1)
 
     def result() -> dict[str, np.ndarray]:
         fresh = _model(workload, arrays, embedding=workload.input, bias=True)
-        learn(fresh)
-        return _update(fresh, arrays, "stream")
+        learn(fresh, first_chunks(workload, arrays["ids"]))
+        return updates("stream", arrays, fresh.params)
 
     model = _model(workload, arrays, embedding=workload.input, bias=True)
-    return Case(lambda: learn(model), result)
+    return Case(lambda: learn(model, arrays["ids"]), result)

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from benchmarks.peers import Case, Unsupported
-from benchmarks.peers.common import CHECKED_SENTENCES, LEARNING_RATE, sentences
+from benchmarks.peers.common import CHECKED_SENTENCES, LEARNING_RATE, sentences, updates
 from benchmarks.workloads import Workload
 from tests.notes_rnn import NotesRNN
 
@@ -36,8 +36,8 @@ def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> di
         fresh = _model(workload, arrays)
         for x, y in pairs[:CHECKED_SENTENCES]:
             fresh.sgd_step(x, y, LEARNING_RATE)
-        changed = {"rnn.weight_ih_l0": fresh.U, "rnn.weight_hh_l0": fresh.W, "output.weight": fresh.V}
-        return {f"one-hot, truncated: update of {name}": a - arrays[name] for name, a in changed.items()}
+        after = {"rnn.weight_ih_l0": fresh.U, "rnn.weight_hh_l0": fresh.W, "output.weight": fresh.V}
+        return updates("truncated", arrays, after)
 
     return {"float64": Case(run, result)}
 

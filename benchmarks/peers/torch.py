@@ -22,9 +22,11 @@ from benchmarks.peers.common import (
     CLIP_NORM,
     LEARNING_RATE,
     STREAM_RATE,
+    first_chunks,
     sampled,
     sentences,
     time_major,
+    updates,
     with_embedding,
 )
 from benchmarks.workloads import Workload
@@ -182,9 +184,8 @@ class _LanguageModel(nn.Module):
         hidden, state = self.rnn(self.embedding(ids), state)
         return self.output(hidden), state
 
-    def update(self, arrays: dict[str, np.ndarray], label: str) -> dict[str, np.ndarray]:
-        changed = {name: p.detach().numpy() - arrays[name] for name, p in self.named_parameters()}
-        return sampled({f"{label}: update of {name}": a for name, a in changed.items()})
+    def updates(self, label: str, before: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return updates(label, before, {name: p.detach().numpy() for name, p in self.named_parameters()})
 
 
 def _sentences(workload: Workload, arrays: dict[str, np.ndarray], sparse: bool) -> Case:
@@ -207,22 +208,20 @@ def _sentences(workload: Workload, arrays: dict[str, np.ndarray], sparse: bool) 
     def result() -> dict[str, np.ndarray]:
         model, optimiser = fresh()
         learn(model, optimiser, pairs[:CHECKED_SENTENCES])
-        return model.update(arrays, "embedding, full")
+        return model.updates("embedding, full", arrays)
 
     model, optimiser = fresh()
     return Case(lambda: learn(model, optimiser, pairs), result)
 
 
 def _stream(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
-    streams = torch.from_numpy(arrays["ids"].reshape(workload.batch, -1).T.copy())
-    chunks = [
-        (streams[t : t + workload.time], streams[t + 1 : t + workload.time + 1].reshape(-1))
-        for t in range(0, workload.time * workload.units, workload.time)
-    ]
+    def chunks(ids: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        x, y = (torch.from_numpy(part.reshape(workload.batch, -1).T.copy()) for part in (ids[:-1], ids[1:]))
+        return list(zip(x.split(workload.time), (part.reshape(-1) for part in y.split(workload.time)), strict=True))
 
-    def learn(model: _LanguageModel, optimiser: torch.optim.SGD) -> None:
+    def learn(model: _LanguageModel, optimiser: torch.optim.SGD, text: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         state: object = None
-        for x, y in chunks:
+        for x, y in text:
             optimiser.zero_grad(set_to_none=True)
             logits, state = model(x, state)
             state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()  # type: ignore[attr-defined]
@@ -237,8 +236,9 @@ def _stream(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
 
     def result() -> dict[str, np.ndarray]:
         model, optimiser = fresh()
-        learn(model, optimiser)
-        return model.update(arrays, "stream")
+        learn(model, optimiser, chunks(first_chunks(workload, arrays["ids"])))
+        return model.updates("stream", arrays)
 
     model, optimiser = fresh()
-    return Case(lambda: learn(model, optimiser), result)
+    text = chunks(arrays["ids"])
+    return Case(lambda: learn(model, optimiser, text), result)
