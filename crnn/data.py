@@ -5,19 +5,19 @@ Both hand out `TokenBatch` objects, know their place within an epoch, and can be
 
 from __future__ import annotations
 
-import copy
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arguments import whole_number
 from .bptt import Chunk, Truncation
 from .packed import Packed, dense
 
-__all__ = ["Sentences", "Stream", "TokenBatch", "TokenData"]
+__all__ = ["Sentences", "Stream", "TokenBatch", "TokenData", "generator_state"]
 
 # Rows of one evaluation batch: enough for full-speed products, few enough that states and activations stay small.
 _EVALUATION_ROWS = 4096
@@ -86,6 +86,8 @@ class TokenData(ABC):
         Predictions per epoch.
     sequences
         Sequences per epoch (for a stream: parallel streams).
+    largest_id
+        The largest id, so that a vocabulary's size can be checked once and not in every step.
     position
         Batches already handed out in the running epoch; 0 between epochs.
     rng
@@ -94,6 +96,7 @@ class TokenData(ABC):
 
     tokens: int
     sequences: int
+    largest_id: int
     position: int
     rng: np.random.Generator | None
 
@@ -156,7 +159,7 @@ class Sentences(TokenData):
         rng: np.random.Generator | int | None = None,
         bucket: bool = False,
     ) -> None:
-        self.batch_size = _as_count("batch_size", batch_size)
+        self.batch_size = whole_number(batch_size, "batch_size")
         self.shuffle = bool(shuffle)
         self.bucket = bool(bucket)
         self.rng = np.random.default_rng(rng) if shuffle else None
@@ -178,6 +181,7 @@ class Sentences(TokenData):
         self._starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
         self._lengths = counts - 1
         self.sequences = len(kept)
+        self.largest_id = int(self._ids.max())
         self.tokens = int(self._lengths.sum())
         self.position = 0
         self._fixed: list[TokenBatch] | None = None
@@ -227,7 +231,7 @@ class Sentences(TokenData):
             "kind": "Sentences",
             "sequences": self.sequences,
             "tokens": self.tokens,
-            "crc32": zlib.crc32(self._lengths, zlib.crc32(self._ids)),
+            "crc32": zlib.crc32(self._lengths.data, zlib.crc32(self._ids.data)),
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "bucket": self.bucket,
@@ -236,7 +240,7 @@ class Sentences(TokenData):
     def state_dict(self) -> dict[str, Any]:
         return {
             "position": self.position,
-            "rng": None if self.rng is None else self.rng.bit_generator.state,
+            "rng": None if self.rng is None else generator_state(self.rng),
             "epoch_rng": self._epoch_rng if self.position else None,
         }
 
@@ -271,7 +275,7 @@ class Sentences(TokenData):
         """Draw the order of the epoch that starts now."""
         self._order = None
         if self.rng is not None:
-            self._epoch_rng = copy.deepcopy(self.rng.bit_generator.state)
+            self._epoch_rng = generator_state(self.rng)
             order = self.rng.permutation(self.sequences)
             if self._membership_is_fixed:
                 self._order = order
@@ -328,8 +332,8 @@ class Stream(TokenData):
     rng = None
 
     def __init__(self, ids: ArrayLike, batch_size: int = 20, steps: int | None = None) -> None:
-        self.batch_size = _as_count("batch_size", batch_size)
-        self.steps = None if steps is None else _as_count("steps", steps)
+        self.batch_size = whole_number(batch_size, "batch_size")
+        self.steps = None if steps is None else whole_number(steps, "steps")
         text = _as_ids(ids, "ids")
         length = (len(text) - 1) // self.batch_size
         if length < 1:
@@ -337,6 +341,7 @@ class Stream(TokenData):
                 f"ids: got {len(text)} ids for {self.batch_size} streams, wanted at least {self.batch_size + 1}"
             )
         self.sequences = self.batch_size
+        self.largest_id = int(text.max())
         self.tokens = length * self.batch_size
         self.position = 0
         self.length = length
@@ -370,7 +375,7 @@ class Stream(TokenData):
             "kind": "Stream",
             "sequences": self.sequences,
             "tokens": self.tokens,
-            "crc32": zlib.crc32(self._y, zlib.crc32(self._x)),
+            "crc32": zlib.crc32(self._y.data, zlib.crc32(self._x.data)),
             "batch_size": self.batch_size,
             "steps": self.steps,
         }
@@ -393,8 +398,8 @@ class Stream(TokenData):
         if truncation.k2 != truncation.k1:
             raise ValueError(
                 f"truncation: {truncation!r} reaches back {truncation.k2} steps from chunks of {truncation.k1}, but a "
-                f"training step of a Stream holds {truncation.k1} time steps; give Stream(..., steps=n) with a multiple "
-                f"n of {truncation.k1}, which cuts the gradient at every n-th step only"
+                f"training step of a Stream holds {truncation.k1} time steps; use Stream(..., steps=n), n a multiple "
+                f"of {truncation.k1}, which cuts the gradient at every n-th step only"
             )
         return truncation.k1
 
@@ -403,12 +408,15 @@ class Stream(TokenData):
         return TokenBatch(self._x[rows], self._y[rows], dense(self.batch_size, last - first), carry=first > 0)
 
 
-def _as_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: got {value!r}, wanted a whole number")
-    if value < 1:
-        raise ValueError(f"{name}: got {value}, wanted at least 1")
-    return int(value)
+def generator_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The state of a generator as JSON types, to be assigned to `rng.bit_generator.state` again."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+    return dict(plain(rng.bit_generator.state))
 
 
 def _as_ids(values: ArrayLike, name: str) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _kernels
+from . import _kernels, ranges
 from .parameters import Parameters
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "clip_norm", "clip_value", "global_norm"]
@@ -48,7 +48,7 @@ class Optimizer(ABC):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         A rate that is not positive and finite, or a negative weight decay.
     """
 
@@ -57,8 +57,8 @@ class Optimizer(ABC):
     _decay_joins_gradient: ClassVar[bool] = True
 
     def __init__(self, learning_rate: float, weight_decay: float = 0.0) -> None:
-        self.learning_rate = _positive("learning_rate", learning_rate)
-        self.weight_decay = _not_negative("weight_decay", weight_decay)
+        self.learning_rate = ranges.positive("learning_rate", learning_rate)
+        self.weight_decay = ranges.not_negative("weight_decay", weight_decay)
         self.steps = 0
         self.state: dict[str, Parameters] = {}
 
@@ -187,7 +187,7 @@ class SGD(Optimizer):
 
     def __init__(self, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(learning_rate, weight_decay)
-        self.momentum = _fraction("momentum", momentum)
+        self.momentum = ranges.fraction("momentum", momentum)
         if self.momentum:
             self.moments = ("momentum",)  # type: ignore[misc]
 
@@ -230,8 +230,8 @@ class Adagrad(Optimizer):
         self, learning_rate: float = 0.01, eps: float = 1e-10, initial: float = 0.0, weight_decay: float = 0.0
     ) -> None:
         super().__init__(learning_rate, weight_decay)
-        self.eps = _not_negative("eps", eps)
-        self.initial = _not_negative("initial", initial)
+        self.eps = ranges.not_negative("eps", eps)
+        self.initial = ranges.not_negative("initial", initial)
 
     def _initial(self, parameters: Parameters) -> Parameters:
         twin = parameters.like()
@@ -268,8 +268,8 @@ class RMSprop(Optimizer):
         self, learning_rate: float = 0.01, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0
     ) -> None:
         super().__init__(learning_rate, weight_decay)
-        self.alpha = _fraction("alpha", alpha)
-        self.eps = _not_negative("eps", eps)
+        self.alpha = ranges.fraction("alpha", alpha)
+        self.eps = ranges.not_negative("eps", eps)
 
     def _dense(self, p: Array, g: Array, moments: list[Array], rate: float) -> None:
         _kernels.rmsprop(p, g, moments[0], rate, self.alpha, self.eps)
@@ -309,8 +309,8 @@ class Adam(Optimizer):
         super().__init__(learning_rate, weight_decay)
         if len(betas) != 2:
             raise ValueError(f"betas: got {betas!r}, wanted two numbers")
-        self.betas = (_fraction("betas[0]", betas[0]), _fraction("betas[1]", betas[1]))
-        self.eps = _not_negative("eps", eps)
+        self.betas = (ranges.fraction("betas[0]", betas[0]), ranges.fraction("betas[1]", betas[1]))
+        self.eps = ranges.not_negative("eps", eps)
 
     @property
     def _decoupled_decay(self) -> float:
@@ -394,30 +394,3 @@ def _place(parameters: Parameters, stored: Array) -> tuple[int, int, int]:
     """First element in the flat buffer, elements per stored row with padding, and without."""
     size = parameters.flat.itemsize
     return (stored.ctypes.data - parameters.flat.ctypes.data) // size, stored.strides[0] // size, stored.shape[1]
-
-
-def _number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{name}: got {value!r}, wanted a number")
-    return float(value)
-
-
-def _positive(name: str, value: float) -> float:
-    number = _number(name, value)
-    if not 0.0 < number < math.inf:
-        raise ValueError(f"{name}: got {value!r}, wanted a positive, finite number")
-    return number
-
-
-def _not_negative(name: str, value: float) -> float:
-    number = _number(name, value)
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"{name}: got {value!r}, wanted a finite number of at least 0")
-    return number
-
-
-def _fraction(name: str, value: float) -> float:
-    number = _number(name, value)
-    if not 0.0 <= number < 1.0:
-        raise ValueError(f"{name}: got {value!r}, wanted a number of at least 0 and below 1")
-    return number

@@ -11,17 +11,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from . import ranges
+from .arguments import whole_number
+
 __all__ = ["Constant", "Cosine", "Exponential", "HalveOnIncrease", "Plateau", "Schedule", "StepDecay", "Warmup"]
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low < value <= high:
-        raise ValueError(f"{name}: got {value!r}, wanted a number above {low:g} and at most {high:g}")
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least {least}")
 
 
 class Schedule(ABC):
@@ -40,9 +33,8 @@ class Schedule(ABC):
     def rate(self, base: float, epoch: int, step: int) -> float:
         """The learning rate for a step: `base` is the optimiser's own rate, epochs count from 1, steps from 0."""
 
-    def observe(self, loss: float) -> None:
-        """Hear of an evaluated loss (nats per token)."""
-        return None
+    def observe(self, loss: float) -> None:  # noqa: B027  optional by design
+        """Hear of an evaluated loss (nats per token); most schedules do not care."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON types."""
@@ -86,7 +78,7 @@ class HalveOnIncrease(Schedule):
     _state: ClassVar[tuple[str, ...]] = ("multiplier", "last")
 
     def __post_init__(self) -> None:
-        _check_range("factor", self.factor, 0.0, 1.0)
+        ranges.fraction("factor", self.factor, zero=False, one=True)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         return base * self.multiplier
@@ -125,8 +117,10 @@ class Plateau(Schedule):
     _state: ClassVar[tuple[str, ...]] = ("multiplier", "best", "waited")
 
     def __post_init__(self) -> None:
-        _check_range("factor", self.factor, 0.0, 1.0)
-        _check_count("patience", self.patience, 0)
+        ranges.fraction("factor", self.factor, zero=False, one=True)
+        whole_number(self.patience, "patience", 0)
+        ranges.not_negative("threshold", self.threshold)
+        ranges.not_negative("minimum", self.minimum)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         return max(base * self.multiplier, min(self.minimum, base))
@@ -154,9 +148,9 @@ class StepDecay(Schedule):
     every: int = 1
 
     def __post_init__(self) -> None:
-        _check_range("factor", self.factor, 0.0, 1.0)
-        _check_count("after", self.after, 0)
-        _check_count("every", self.every, 1)
+        ranges.fraction("factor", self.factor, zero=False, one=True)
+        whole_number(self.after, "after", 0)
+        whole_number(self.every, "every", 1)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         late = epoch - self.after
@@ -170,7 +164,7 @@ class Exponential(Schedule):
     factor: float
 
     def __post_init__(self) -> None:
-        _check_range("factor", self.factor, 0.0, 1.0)
+        ranges.fraction("factor", self.factor, zero=False, one=True)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         return base * self.factor ** (epoch - 1)
@@ -188,9 +182,8 @@ class Cosine(Schedule):
     per_step = True
 
     def __post_init__(self) -> None:
-        _check_count("steps", self.steps, 1)
-        if not 0.0 <= self.final <= 1.0:
-            raise ValueError(f"final: got {self.final!r}, wanted a fraction of the rate between 0 and 1")
+        whole_number(self.steps, "steps", 1)
+        ranges.fraction("final", self.final, one=True)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         done = min(step, self.steps) / self.steps
@@ -209,9 +202,8 @@ class Warmup(Schedule):
     per_step = True
 
     def __post_init__(self) -> None:
-        _check_count("steps", self.steps, 1)
-        if not isinstance(self.then, Schedule):
-            raise TypeError(f"then: got {type(self.then).__name__}, wanted a schedule")
+        whole_number(self.steps, "steps", 1)
+        ranges.instance("then", self.then, Schedule)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         full = self.then.rate(base, epoch, max(0, step - self.steps))
