@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -48,22 +48,14 @@ class Spec:
             raise ValueError(f"Spec {self.name}: every dimension must be at least 1, got shape {self.shape}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """Where a tensor stands in the buffer, in elements."""
+class _Slot(NamedTuple):
+    """Where a tensor stands in the buffer."""
 
     spec: Spec
-    start: int
-    stop: int  # start + elements used, row padding included
-    stored: _Shape  # shape of the stored array, row padding included
-
-    def storage(self, flat: np.ndarray) -> np.ndarray:
-        array = flat[self.start : self.stop].reshape(self.stored)
-        return array[:, : self.spec.shape[0]] if self.spec.transposed else array
-
-    def view(self, flat: np.ndarray) -> np.ndarray:
-        array = self.storage(flat)
-        return array.T if self.spec.transposed else array
+    offset: int  # bytes
+    stored: _Shape  # of the stored array, without row padding
+    stored_strides: _Shape  # bytes
+    strides: _Shape  # of the public view
 
 
 def _padded(columns: int, itemsize: int) -> int:
@@ -77,24 +69,23 @@ def _padded(columns: int, itemsize: int) -> int:
 
 def _layout(specs: Iterable[Spec], itemsize: int) -> tuple[dict[str, _Slot], int]:
     """Where every tensor stands, and the length of the buffer, in elements."""
-    step = _LINE // itemsize
     slots: dict[str, _Slot] = {}
-    start = 0
+    offset = 0
     for spec in specs:
         if spec.name in slots:
             raise ValueError(f"two tensors have the same name {spec.name!r}")
-        stored = (spec.shape[1], _padded(spec.shape[0], itemsize)) if spec.transposed else spec.shape
-        stop = start + math.prod(stored)
-        slots[spec.name] = _Slot(spec, start, stop, stored)
-        start = -(-stop // step) * step
-    return slots, start
+        stored = spec.shape[::-1] if spec.transposed else spec.shape
+        rows = (*stored[:-1], _padded(stored[-1], itemsize)) if spec.transposed else stored
+        strides = tuple(math.prod(rows[i + 1 :]) * itemsize for i in range(len(rows)))
+        slots[spec.name] = _Slot(spec, offset, stored, strides, strides[::-1] if spec.transposed else strides)
+        offset += -(-math.prod(rows) * itemsize // _LINE) * _LINE
+    return slots, offset // itemsize
 
 
 def _zeros(elements: int, dtype: np.dtype[Any]) -> np.ndarray:
     """A zeroed, cache-line aligned array of `elements`, with the guard behind it in the same allocation."""
     raw = np.zeros(elements * dtype.itemsize + _LINE + _GUARD, np.uint8)
-    shift = -raw.ctypes.data % _LINE
-    return raw[shift : shift + elements * dtype.itemsize].view(dtype)
+    return np.ndarray((elements,), dtype, raw, -raw.ctypes.data % _LINE)
 
 
 def _converted(name: str, value: Any, view: np.ndarray) -> np.ndarray:
@@ -156,8 +147,8 @@ class Parameters(dict[str, np.ndarray]):
 
     def _attach(self, flat: np.ndarray) -> None:
         self.flat = flat
-        for name, slot in self._slots.items():
-            dict.__setitem__(self, name, slot.view(flat))
+        for name, (spec, offset, _, _, strides) in self._slots.items():
+            dict.__setitem__(self, name, np.ndarray(spec.shape, self.dtype, flat, offset, strides))
 
     @property
     def specs(self) -> tuple[Spec, ...]:
@@ -171,7 +162,8 @@ class Parameters(dict[str, np.ndarray]):
 
     def storage(self, name: str) -> np.ndarray:
         """The array as stored: (m, n) with padded rows for a transposed tensor of shape (n, m), else the view."""
-        return self._slots[name].storage(self.flat)
+        _, offset, stored, strides, _ = self._slots[name]
+        return np.ndarray(stored, self.dtype, self.flat, offset, strides)
 
     def like(self) -> Parameters:
         """A zeroed twin with the same names and layout: for gradients and optimiser moments."""
@@ -201,7 +193,8 @@ class Parameters(dict[str, np.ndarray]):
         part = Parameters.__new__(Parameters)
         part.dtype = self.dtype
         part._slots, length = _layout(specs, self.dtype.itemsize)
-        part._attach(self.flat[chosen[0].start : chosen[0].start + length])
+        start = chosen[0].offset // self.dtype.itemsize
+        part._attach(self.flat[start : start + length])
         return part
 
     def assign(self, tensors: Mapping[str, Any]) -> None:
