@@ -23,6 +23,7 @@ from .word_network import GradientSet, WordNetwork
 
 if TYPE_CHECKING:
     from .gradient_check import GradientReport
+    from .streaming import ModelStream
     from .text.vocabulary import Vocabulary
 
 __all__ = ["GradientSet", "LanguageModel"]
@@ -287,6 +288,12 @@ class LanguageModel(WordNetwork):
         from .generation import generate
 
         return generate(self, n, **options)
+
+    def stream(self, batch: int = 1) -> ModelStream:
+        """Feed the model word by word: an object that owns its states and buffers; see `crnn.streaming.ModelStream`."""
+        from .streaming import ModelStream
+
+        return ModelStream(self, batch)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, configuration and vocabulary into one ``.safetensors`` file, atomically.

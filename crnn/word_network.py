@@ -348,8 +348,13 @@ class WordNetwork:
             _kernels.take_rows(self._sparse_storage, ids, x)
         return x
 
+    def _advance(self, ids: Ids, packed: Packed, state: State | None) -> tuple[Array, State]:
+        """Inference over packed ids: rows (R, hidden), and the final state."""
+        hidden, _, final, _ = self._forward(TokenBatch(ids, ids, packed), state, False, keep=False)
+        return hidden, final
+
     def _hidden(self, ids: Ids) -> Array:
-        return self._forward(TokenBatch(ids, ids, dense(1, len(ids))), None, False, keep=False)[0]
+        return self._advance(ids, dense(1, len(ids)), None)[0]
 
     def _softmax(self, hidden: Array) -> Array:
         out = np.empty((len(hidden), self.configuration.vocabulary_size), self.dtype)

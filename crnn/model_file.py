@@ -1,0 +1,179 @@
+"""One file holds a language model: weights, configuration and vocabulary, as ``.safetensors``.
+
+The format is a length (8 bytes, little-endian), a JSON header of that length, and the tensors' bytes; any safetensors
+reader finds the weights under the names of `LanguageModel.params`. The header's ``__metadata__`` holds strings:
+
+===================  =================================================================================================
+``format``           ``"crnn-language-model"``
+``version``          of this layout, ``"1"``; a newer one is refused
+``configuration``    JSON: the fields of `crnn.model_configuration.Configuration`
+``vocabulary``       JSON: `Vocabulary.to_dict`; absent for a model over bare ids
+``crc32``            of the tensors' bytes, in file order, as eight hexadecimal digits
+``crnn``             the version of crnn that wrote the file
+===================  =================================================================================================
+
+Tied weights are stored once, as ``output.weight``. The same model always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .atomic import atomic_write
+from .language_model import LanguageModel
+from .model_configuration import Configuration
+
+if TYPE_CHECKING:
+    from .text.vocabulary import Vocabulary
+
+__all__ = ["FORMAT", "VERSION", "ModelFileError", "load", "save"]
+
+FORMAT = "crnn-language-model"
+VERSION = 1
+
+_NAMES = {"float32": "F32", "float64": "F64"}
+
+
+class ModelFileError(ValueError):
+    """A file that is no model, a damaged one, or one of a newer version; the message names the file and the fault."""
+
+
+def save(model: LanguageModel, path: str | os.PathLike[str]) -> None:
+    """Write a model, atomically: `path` holds the whole old file or the whole new one at any moment.
+
+    Raises
+    ------
+    ValueError
+        A weight that is not finite: such a model is not worth a file, and must not replace a good one.
+    OSError
+        The file cannot be written. A file that was there stays as it was.
+    """
+    for name, view in model.parameters.items():
+        if not np.isfinite(view).all():
+            raise ValueError(f"{name} holds NaN or infinite weights, so the model is not written to {os.fspath(path)}")
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "configuration": json.dumps(dataclasses.asdict(model.configuration)),
+        "crnn": _crnn_version(),
+    }
+    if model.vocabulary is not None:
+        metadata["vocabulary"] = json.dumps(model.vocabulary.to_dict())
+    with atomic_write(path) as stream:
+        _write(stream, model.parameters, _NAMES[model.configuration.dtype], metadata)
+
+
+def load(path: str | os.PathLike[str]) -> LanguageModel:
+    """Read a model that `LanguageModel.save` wrote, on this or another machine.
+
+    Returns
+    -------
+    LanguageModel
+        With the same weights, bit by bit; its rng is fresh.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    crnn.model_file.ModelFileError
+        It is no crnn model, is truncated or damaged, or needs a newer crnn. A ValueError.
+    """
+    with open(path, "rb"):  # a missing or forbidden file is an OSError, not a damaged model
+        pass
+    from safetensors import SafetensorError, safe_open
+
+    name = os.fspath(path)
+    try:
+        with safe_open(name, framework="numpy") as file:
+            return _read(file)
+    except SafetensorError as error:
+        raise ModelFileError(f"{name}: not a model file, or truncated or damaged ({error})") from None
+    except ModelFileError as error:
+        raise ModelFileError(f"{name}: {error}") from None
+
+
+def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], dtype: str, metadata: Mapping[str, str]) -> None:
+    header: dict[str, Any] = {}
+    start = 0
+    for name, view in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(view.shape), "data_offsets": [start, start + view.nbytes]}
+        start += view.nbytes
+    header["__metadata__"] = {**metadata, "crc32": _checksum(tensors)}
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)  # the tensors start on a multiple of eight bytes
+    stream.write(len(text).to_bytes(8, "little"))
+    stream.write(text)
+    for view in tensors.values():
+        stream.write(_plain(view).data)
+
+
+def _read(file: Any) -> LanguageModel:
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise ModelFileError(
+            "a safetensors file, but not a crnn language model (crnn.interop reads layers of other frameworks)"
+        )
+    version = metadata.get("version", "")
+    if not version.isdecimal():
+        raise ModelFileError(f"damaged, its version is {version!r}")
+    if int(version) > VERSION:
+        raise ModelFileError(
+            f"written in version {version} of the format, this crnn reads up to {VERSION}: upgrade crnn"
+        )
+    configuration, vocabulary = _read_description(metadata)
+    try:
+        model = LanguageModel.from_configuration(configuration, vocabulary)
+    except (ValueError, MemoryError) as error:
+        raise ModelFileError(f"damaged, its configuration makes no model ({error})") from None
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    wrong = [f"{name} is {a.dtype}" for name, a in tensors.items() if a.dtype != model.dtype]
+    if wrong:
+        raise ModelFileError(f"damaged, its configuration says {configuration.dtype}, but {', '.join(wrong)}")
+    try:
+        model.parameters.assign(tensors)
+    except ValueError as error:
+        raise ModelFileError(f"damaged, {error}") from None
+    if _checksum(model.parameters) != metadata.get("crc32"):
+        raise ModelFileError("damaged, the weights do not match their checksum")
+    return model
+
+
+def _read_description(metadata: Mapping[str, str]) -> tuple[Configuration, Vocabulary | None]:
+    from .text.vocabulary import Vocabulary
+
+    try:
+        configuration = Configuration(**json.loads(metadata["configuration"]))
+        vocabulary = None
+        if "vocabulary" in metadata:
+            vocabulary = Vocabulary.from_dict(json.loads(metadata["vocabulary"]))
+    except KeyError as error:
+        raise ModelFileError(f"damaged, its {error.args[0]} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"damaged, its configuration or vocabulary cannot be read ({error})") from None
+    return configuration, vocabulary
+
+
+def _checksum(tensors: Mapping[str, NDArray[Any]]) -> str:
+    check = 0
+    for view in tensors.values():
+        check = zlib.crc32(_plain(view).data, check)
+    return f"{check:08x}"
+
+
+def _plain(view: NDArray[Any]) -> NDArray[Any]:
+    """C-contiguous, little-endian, as in the file."""
+    return np.ascontiguousarray(view, view.dtype.newbyteorder("<"))
+
+
+def _crnn_version() -> str:
+    from . import __version__
+
+    return __version__
