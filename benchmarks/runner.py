@@ -157,7 +157,7 @@ class Runner:
         np.savez(given, **data)  # type: ignore[arg-type]
         results: dict[tuple[str, str], dict[str, Any]] = {}
         refused: dict[str, str] = {}
-        reference = self._reference(workload, given)
+        reference = self._reference(workload, given, refused)
         for peer in workload.peers or tuple(self.workers):
             if peer not in self.workers:
                 continue
@@ -209,13 +209,14 @@ class Runner:
             self._start(peer)
             return {"failed": str(error)}
 
-    def _reference(self, workload: Workload, given: Path) -> dict[str, np.ndarray]:
+    def _reference(self, workload: Workload, given: Path, refused: dict[str, str]) -> dict[str, np.ndarray]:
         """Results in float64 of the first peer that has them: crnn, which the others then confirm or contradict."""
         for peer in ("crnn", "torch", "jax"):
             if peer in self.workers and peer in (workload.peers or (peer,)):
                 answer = self._prepare(peer, workload.widened(), given)
                 if "results" in answer:
                     return _read(next(iter(answer["results"].values())))
+                refused[f"{peer} (reference)"] = answer.get("unsupported") or answer.get("failed", "")
         return {}
 
 
