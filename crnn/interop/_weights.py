@@ -10,20 +10,19 @@ Decisions that hold everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from crnn.cells import CELLS, tensors
-from crnn.interop.mapped import MappedParameters
-from crnn.layers import GRU, LAYERS, LSTM, RNN
-from crnn.parameters import Parameters
+from crnn.layers import GRU, LSTM, RNN
 
 Kind = Literal["rnn", "lstm", "gru"]
 Layer = RNN | LSTM | GRU
 
+_CLASSES: dict[str, type[Any]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 KIND_OF_GATES: dict[int, Kind] = {1: "rnn", 4: "lstm", 3: "gru"}
 
 
@@ -193,7 +192,7 @@ def build(
     nonlinearity: str = "tanh",
     reset_after: bool = True,
     z_weighs: str = "state",
-    label: Mapping[str, str] | None = None,
+    label: Callable[[str], str] = str,
     mapped: bool = False,
 ) -> Layer:
     """Make a layer from parameters in PyTorch's names and layout, after checking every one of them.
@@ -209,7 +208,7 @@ def build(
     dtype
         None: the dtype of the arrays.
     label
-        How error messages call the parameters, where the caller's names differ.
+        How error messages call a parameter, where the caller's name for it differs.
     mapped
         Use the arrays themselves, read-only, instead of copying them into a buffer.
 
@@ -221,7 +220,6 @@ def build(
         The arrays mix dtypes, or mapped ones would need conversion.
     """
     problems = Problems()
-    called = dict(label or {})
     first, recurrent = arrays.get("weight_ih_l0"), arrays.get("weight_hh_l0")
     hidden_size = recurrent.shape[1] if recurrent is not None and recurrent.ndim == 2 else 0
     input_size = first.shape[1] if first is not None and first.ndim == 2 else 0
@@ -230,30 +228,26 @@ def build(
     wanted = {name: shape for name, shape in shapes if shape is not None}
     for name, shape in wanted.items():
         if name not in arrays:
-            problems.missing.append(called.get(name, name))
+            problems.missing.append(label(name))
         else:
-            problems.check_shape(called.get(name, name), arrays[name], shape)
-    problems.unexpected += [called.get(name, name) for name in arrays if name not in wanted]
+            problems.check_shape(label(name), arrays[name], shape)
+    problems.unexpected += [label(name) for name in arrays if name not in wanted]
+    article = "a" if kind == "gru" else "an"
     layout = f"{num_layers} layer{'s' if num_layers > 1 else ''}{', bidirectional' if bidirectional else ''}"
-    what = f"a {kind.upper()} of {layout}, input {input_size}, hidden {hidden_size}{'' if bias else ', no bias'}"
+    sizes = f"input {input_size}, hidden {hidden_size}{'' if bias else ', no bias'}"
+    what = f"{article} {kind.upper()} of {layout}, {sizes}"
     if input_size < 1 or hidden_size < 1:
         problems.other.append("weight_ih_l0 must be (G*H, input) and weight_hh_l0 (G*H, H), input and H at least 1")
     problems.raise_if_any(what)
     used = common_dtype(arrays, dtype)
-    cls = LAYERS[kind]
     options: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional}
-    if mapped:
-        if any(array.dtype != used for array in arrays.values()):
-            raise TypeError(f"dtype: mapped weights cannot be converted to {used}")
-        params: Parameters = MappedParameters({name: arrays[name] for name in wanted}, used)
-    else:
-        params = Parameters(cls._specs(input_size, hidden_size, num_layers, **options), used)
-        params.assign(arrays)
     if kind == "rnn":
         options["nonlinearity"] = nonlinearity
     if kind == "gru":
         options |= {"reset_after": reset_after, "z_weighs": z_weighs}
-    return cls._over(params, input_size, hidden_size, num_layers, **options)  # type: ignore[return-value]
+    layer = _CLASSES[kind](input_size, hidden_size, num_layers, dtype=used, rng=0, **options)
+    layer.params.assign(arrays)
+    return layer
 
 
 def kind_of(layer: Any) -> Kind:
@@ -264,7 +258,7 @@ def kind_of(layer: Any) -> Kind:
     TypeError
         `layer` is not one of crnn's layers.
     """
-    for kind, cls in (("rnn", RNN), ("lstm", LSTM), ("gru", GRU)):
+    for kind, cls in _CLASSES.items():
         if isinstance(layer, cls):
             return kind  # type: ignore[return-value]
     raise TypeError(f"layer: got {type(layer).__name__}, wanted a crnn.RNN, crnn.LSTM or crnn.GRU")

@@ -132,7 +132,7 @@ def from_weights(
         dtype=dtype,
         nonlinearity=nonlinearity,
         reset_after=reset_after,
-        label=label,
+        label=label.__getitem__,
     )
 
 

@@ -106,7 +106,7 @@ def _from_state_dict(
         bias=any(match[1].startswith("bias") for match in matches),
         dtype=dtype,
         nonlinearity=nonlinearity,
-        label={name: prefix + name for name in arrays},
+        label=lambda name: prefix + name,
         mapped=mapped,
     )
 
