@@ -80,6 +80,8 @@ def measure(given: argparse.Namespace, run: dict[str, Any], path: Path) -> None:
     rounds, time = (3, 0.05) if given.quick else (given.rounds, given.seconds)
     run["settings"] = {"rounds": rounds, "seconds": time}
     run["machine"] = machine.describe()
+    if warning := machine.busy():
+        print(f"benchmarks: {warning}", file=sys.stderr)
     for threads in map(int, given.threads.split(",")):
         done = {(r["name"], r["threads"]) for r in run["records"]} if given.resume else set()
         todo = [workload for workload in chosen(given) if (workload.name, threads) not in done]

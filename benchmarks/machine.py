@@ -17,6 +17,14 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def busy() -> str:
+    """Return a warning where other programs occupied processors in the last minute, else an empty string."""
+    if not hasattr(os, "getloadavg"):
+        return ""
+    load = os.getloadavg()[0]
+    return f"load average {load:.1f}: other programs are running and figures will suffer" if load > 0.5 else ""
+
+
 def describe() -> dict[str, Any]:
     """Return processor, system, Python and commit; nothing that names the host or its folders."""
     fields: dict[str, str] = {}
@@ -32,6 +40,7 @@ def describe() -> dict[str, Any]:
         "caches": _caches(),
         "features": [f for f in fields.get("flags", "").split() if f.startswith(("avx", "fma", "amx"))],
         "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks.machine import processors
+from benchmarks.machine import busy, processors
 from benchmarks.runner import Runner
 from benchmarks.workloads import CELLS, Workload
 
@@ -37,6 +37,8 @@ def main() -> int:
         "quick", kind, given.cell, given.batch, given.time, given.input, given.hidden, dtype=given.dtype,
         train=(given.train or bool(given.shortest)) and not given.step, shortest=given.shortest, window=given.window,
     )  # fmt: skip
+    if warning := busy():
+        print(warning, file=sys.stderr)
     peers = ["crnn", *(peer for peer in given.peers.split(",") if peer)]
     failed = False
     for threads in map(int, given.threads.split(",")):

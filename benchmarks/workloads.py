@@ -137,7 +137,7 @@ def _layers(group: str, shapes: tuple[tuple[int, int, int, int], ...], **options
 def _stream(group: str, cell: str, hidden: int, unroll: int, vocabulary: int, units: int, layers: int = 2) -> Workload:
     return Workload(
         group, "stream", cell, 20, unroll, hidden, hidden, layers=layers, vocabulary=vocabulary, units=units,
-        peers=("crnn", "torch"),
+        peers=("crnn", "torch", "jax"),
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def workloads() -> list[Workload]:
             inputs,
             hidden,
             shortest=shortest,
-            peers=("crnn", "torch"),
+            peers=("crnn", "torch", "jax"),
         )
         for batch, inputs, hidden, shortest, longest in RAGGED
         for cell in CELLS

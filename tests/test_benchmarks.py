@@ -130,7 +130,7 @@ def test_ragged_ratio_is_told_for_packed_and_padded():
     records = [record(ragged, crnn=[("layer", 0.05)], torch=[("packed", 0.25), ("padded", 0.06)])]
     lines = {line.label: line.worst for line in figures.summarise(records, 2)}
     assert lines["ragged training, against torch packed sequences"] == pytest.approx(5.0)
-    assert lines["ragged training, against torch on padded batches"] == pytest.approx(1.2)
+    assert lines["ragged training, against padded batches of torch and JAX"] == pytest.approx(1.2)
 
 
 def test_speed_up_of_threads_and_cost_of_float64():

@@ -1,4 +1,8 @@
-"""JAX: jitted `lax.scan`, the input projection of all steps in one product before it, compiled before it is timed."""
+"""JAX: jitted `lax.scan`, the input projection of all steps in one product before it, compiled before it is timed.
+
+Ragged batches are padded: zero gradients on the padding make the result the same. A language model's whole training
+step is one jitted function that may reuse the memory of its arguments.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from benchmarks.peers import Case, Unsupported
-from benchmarks.peers.common import sampled, time_major
+from benchmarks.peers.common import CLIP_NORM, STREAM_RATE, first_chunks, sampled, time_major, updates
 from benchmarks.workloads import Workload
 
 Weights = dict[str, Any]
@@ -33,18 +37,28 @@ def setup(threads: int) -> None:
 
 
 def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> dict[str, Case]:
-    if workload.window or workload.kind not in ("layer", "step"):
-        raise Unsupported(f"no {workload.kind} workload for JAX")
+    if workload.kind == "sentences":
+        raise Unsupported("every sentence length would be compiled anew")
+    if workload.window:
+        raise Unsupported("no sliding-window truncation")
+    if workload.kind == "stream":
+        return {"jit": _stream(workload, arrays)}
     if workload.kind == "step":
         return {"jit": _step(workload, arrays)}
-    return {"scan": _layer(workload, arrays)}
+    return {"padded scan" if workload.kind == "ragged" else "scan": _layer(workload, arrays)}
 
 
-def _weights(arrays: dict[str, np.ndarray]) -> Weights:
+def _weights(arrays: dict[str, np.ndarray], layer: int = 0, prefix: str = "") -> Weights:
     """Kernels as (input, gates*hidden), the usual layout of JAX libraries: no transposition inside the product."""
-    pairs = {"ih": "weight_ih_l0", "hh": "weight_hh_l0"}
-    weights = {key: jnp.asarray(np.ascontiguousarray(arrays[name].T)) for key, name in pairs.items()}
-    return weights | {"bih": jnp.asarray(arrays["bias_ih_l0"]), "bhh": jnp.asarray(arrays["bias_hh_l0"])}
+    names = {"ih": "weight_ih", "hh": "weight_hh", "bih": "bias_ih", "bhh": "bias_hh"}
+    stored = {key: arrays[f"{prefix}{name}_l{layer}"] for key, name in names.items()}
+    return {key: jnp.asarray(np.ascontiguousarray(array.T)) for key, array in stored.items()}
+
+
+def _named(weights: Weights, layer: int = 0, prefix: str = "") -> dict[str, np.ndarray]:
+    """Undo `_weights`, for gradients and for trained weights."""
+    names = {"ih": "weight_ih", "hh": "weight_hh", "bih": "bias_ih", "bhh": "bias_hh"}
+    return {f"{prefix}{name}_l{layer}": np.asarray(weights[key]).T for key, name in names.items()}
 
 
 def _rnn(weights: Weights, state: Any, projected: Any) -> tuple[Any, Any]:
@@ -91,6 +105,10 @@ def _layer(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
     def forward(weights: Weights, x: Any) -> Any:
         return lax.scan(lambda s, p: step(weights, s, p), state, _project(cell, weights, x))[1]
 
+    inside = 1.0
+    if workload.kind == "ragged":
+        inside = (np.arange(workload.time) < arrays["lengths"][:, None])[:, :, None]
+
     def loss(weights: Weights, x: Any) -> tuple[Any, Any]:
         y = forward(weights, x)
         return jnp.vdot(y, dy), y
@@ -105,10 +123,8 @@ def _layer(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
         if not workload.train:
             return sampled({"output": np.asarray(run()).transpose(1, 0, 2)})
         (_, y), (grads, dx) = run()
-        named = {"output": np.asarray(y).transpose(1, 0, 2), "d_input": np.asarray(dx).transpose(1, 0, 2)}
-        named |= {"d_weight_ih_l0": np.asarray(grads["ih"]).T, "d_weight_hh_l0": np.asarray(grads["hh"]).T}
-        named |= {"d_bias_ih_l0": np.asarray(grads["bih"]), "d_bias_hh_l0": np.asarray(grads["bhh"])}
-        return sampled(named)
+        named = {"output": np.asarray(y).transpose(1, 0, 2) * inside, "d_input": np.asarray(dx).transpose(1, 0, 2)}
+        return sampled(named | _named(grads, prefix="d_"))
 
     return Case(run, result)
 
@@ -127,3 +143,58 @@ def _step(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
         return jax.block_until_ready(state)
 
     return Case(run, lambda: {"last": np.asarray(run()[0] if cell == "lstm" else run())})
+
+
+def _stream(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
+    cell = workload.cell
+    zero = _zeros(cell, workload.batch, workload.hidden, workload.dtype)
+
+    def chunks(ids: np.ndarray) -> list[tuple[Any, Any]]:
+        x, y = (np.ascontiguousarray(part.reshape(workload.batch, -1).T) for part in (ids[:-1], ids[1:]))
+        starts = range(0, len(x), workload.time)
+        return [(jnp.asarray(x[t : t + workload.time]), jnp.asarray(y[t : t + workload.time])) for t in starts]
+
+    def loss(model: Weights, states: list[Any], x: Any, y: Any) -> tuple[Any, list[Any]]:
+        hidden, last = model["embedding"][x], []
+        for weights, state in zip(model["layers"], states, strict=True):
+            projected = _project(cell, weights, hidden)
+            final, hidden = lax.scan(lambda s, p, w=weights: STEPS[cell](w, s, p), state, projected)
+            last.append(final)
+        logits = hidden @ model["output"] + model["bias"]
+        picked = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
+        return (jax.nn.logsumexp(logits, axis=-1) - picked).sum() / workload.batch, last
+
+    def learn(model: Weights, states: list[Any], x: Any, y: Any) -> tuple[Weights, list[Any]]:
+        gradients, last = jax.grad(loss, has_aux=True)(model, states, x, y)
+        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradients)))
+        rate = STREAM_RATE * jnp.minimum(1.0, CLIP_NORM / (norm + 1e-6))
+        return jax.tree.map(lambda p, g: p - rate * g, model, gradients), last
+
+    step = jax.jit(learn, donate_argnums=(0, 1))
+
+    def fresh() -> Weights:
+        layers = [_weights(arrays, layer, "rnn.") for layer in range(workload.layers)]
+        model = {"layers": layers, "embedding": jnp.array(arrays["embedding.weight"])}
+        return model | {"output": jnp.array(arrays["output.weight"].T), "bias": jnp.array(arrays["output.bias"])}
+
+    def train(model: Weights, text: list[tuple[Any, Any]]) -> Weights:
+        states = [jax.tree.map(jnp.array, zero) for _ in range(workload.layers)]
+        for x, y in text:
+            model, states = step(model, states, x, y)
+        return jax.block_until_ready(model)
+
+    def result() -> dict[str, np.ndarray]:
+        model = train(fresh(), chunks(first_chunks(workload, arrays["ids"])))
+        after = {"embedding.weight": np.asarray(model["embedding"]), "output.bias": np.asarray(model["bias"])}
+        after["output.weight"] = np.asarray(model["output"]).T
+        for layer, weights in enumerate(model["layers"]):
+            after |= _named(weights, layer, "rnn.")
+        return updates("stream", arrays, after)
+
+    held = [fresh()]
+    text = chunks(arrays["ids"])
+
+    def run() -> None:
+        held[0] = train(held[0], text)
+
+    return Case(run, result)
