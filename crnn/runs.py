@@ -21,7 +21,7 @@ State = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether all values of a C-contiguous array are finite, at the price of one sum."""
-    if math.isfinite(_kernels.sum_squares(array.reshape(-1))):
+    if math.isfinite(_kernels.sum_squares(array)):
         return True
     return bool(np.isfinite(array).all())  # the sum of squares may overflow where no value does
 

@@ -125,7 +125,7 @@ def test_part_shares_memory_under_shorter_names():
 
 
 def test_part_refuses_unknown_prefixes_and_strangers_between():
-    with pytest.raises(ValueError, match="no tensor name starts with 'lstm.'"):
+    with pytest.raises(ValueError, match=r"no tensor name starts with 'lstm\.'"):
         filled().part("lstm.")
     p = Parameters([Spec("a.x", (2,)), Spec("b.x", (2,)), Spec("a.y", (2,))])
     with pytest.raises(ValueError, match="not neighbours"):
