@@ -22,7 +22,7 @@ from crnn.packed import as_real, dense
 
 if TYPE_CHECKING:
     from crnn.language_model import LanguageModel
-    from crnn.layers import _Recurrent
+    from crnn.layers import Recurrent
 
 __all__ = ["LayerStream", "ModelStream"]
 
@@ -254,7 +254,7 @@ class LayerStream(_Stream):
 
     __slots__ = ("_outputs", "_shape", "layer")
 
-    def __init__(self, layer: _Recurrent, batch: int = 1) -> None:
+    def __init__(self, layer: Recurrent, batch: int = 1) -> None:
         if layer.bidirectional:
             raise ValueError("a bidirectional layer cannot stream: its backward direction starts at the end")
         super().__init__(layer._stack, layer.num_layers, layer.hidden_size, layer._cell.states, layer.dtype, batch)
@@ -354,7 +354,8 @@ class ModelStream(_Stream):
 
     def __init__(self, model: LanguageModel, batch: int = 1) -> None:
         c = model.configuration
-        super().__init__(model._stack, c.num_layers, c.hidden_size, model._cell.states, model.dtype, batch)
+        layer = model._layer
+        super().__init__(layer._stack, c.num_layers, c.hidden_size, layer._cell.states, model.dtype, batch)
         self.model = model
         self._outputs = _Buffers((self.batch, c.vocabulary_size), model.dtype)
 

@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from crnn.cells import CELLS, tensors
-from crnn.layers import GRU, LSTM, RNN
+from crnn.interop.mapped import MappedParameters
+from crnn.layers import GRU, LAYERS, LSTM, RNN
+from crnn.parameters import Parameters
 
 Kind = Literal["rnn", "lstm", "gru"]
 Layer = RNN | LSTM | GRU
 
-_CLASSES: dict[str, type[Any]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 KIND_OF_GATES: dict[int, Kind] = {1: "rnn", 4: "lstm", 3: "gru"}
 
 
@@ -240,13 +241,21 @@ def build(
         problems.other.append("weight_ih_l0 must be (G*H, input) and weight_hh_l0 (G*H, H), input and H at least 1")
     problems.raise_if_any(what)
     used = common_dtype(arrays, dtype)
-    options: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional}
+    cls = LAYERS[kind]
+    shape_of_stack = (input_size, hidden_size, num_layers)
+    if mapped:
+        if any(array.dtype != used for array in arrays.values()):
+            raise TypeError(f"dtype: mapped weights cannot be converted to {used}")
+        params: Parameters = MappedParameters({name: arrays[name] for name in wanted}, used)
+    else:
+        params = Parameters(cls._specs(*shape_of_stack, bias=bias, bidirectional=bidirectional), used)
+        params.assign(arrays)
+    options: dict[str, Any] = {}
     if kind == "rnn":
-        options["nonlinearity"] = nonlinearity
+        options = {"nonlinearity": nonlinearity}
     if kind == "gru":
-        options |= {"reset_after": reset_after, "z_weighs": z_weighs}
-    layer = _CLASSES[kind](input_size, hidden_size, num_layers, dtype=used, rng=0, **options)
-    layer.params.assign(arrays)
+        options = {"reset_after": reset_after, "z_weighs": z_weighs}
+    layer: Any = cls._over(params, *shape_of_stack, bias=bias, bidirectional=bidirectional, **options)
     return layer
 
 
@@ -258,9 +267,8 @@ def kind_of(layer: Any) -> Kind:
     TypeError
         `layer` is not one of crnn's layers.
     """
-    for kind, cls in _CLASSES.items():
-        if isinstance(layer, cls):
-            return kind  # type: ignore[return-value]
+    if isinstance(layer, RNN | LSTM | GRU):
+        return layer.kind  # type: ignore[return-value]
     raise TypeError(f"layer: got {type(layer).__name__}, wanted a crnn.RNN, crnn.LSTM or crnn.GRU")
 
 

@@ -39,7 +39,7 @@ def read(
     mmap
         False: arrays own their memory. True: read-only views of a memory map, shared between processes; a tensor
         that ends less than 128 bytes before the end of the file's last page is copied, because kernels may read a
-        register's width past the end.
+        register's width past the end; so is one that is not aligned to its dtype.
     wanted
         Called with each tensor's name; the others are not read.
 
@@ -118,4 +118,4 @@ def _array(data: bytes | memoryview, dtype: str, shape: tuple[int, ...], copy: b
     if dtype == "BF16":  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
     array = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
-    return array.copy() if copy else array
+    return array.copy() if copy or not array.flags.aligned else array
