@@ -46,6 +46,12 @@ def test_larger_than_the_corpus_is_the_corpus():
     assert vocabulary.note() == ("the text has only 5 different tokens, so the vocabulary has 8 entries instead of 50")
 
 
+def test_no_size_means_all():
+    vocabulary = Vocabulary.build(SENTENCES, size=None)
+    assert vocabulary.tokens == Vocabulary.build(SENTENCES, size=100).tokens
+    assert vocabulary.note() is None
+
+
 def test_encode_puts_markers_around():
     vocabulary = Vocabulary.build(SENTENCES)
     ids = vocabulary.encode(["a", "nowhere", "b"])

@@ -107,7 +107,7 @@ class Vocabulary:
     def build(
         cls,
         sentences: Iterable[Sequence[str]],
-        size: int = 8000,
+        size: int | None = 8000,
         *,
         start: str = SENTENCE_START,
         end: str = SENTENCE_END,
@@ -126,7 +126,7 @@ class Vocabulary:
         sentences
             Tokenised sentences without markers, as `crnn.text.sentences` gives them: one pass.
         size
-            Entries wanted, unknown and markers included; at least 4 (markers, unknown, and a word).
+            Entries wanted, unknown and markers included; at least 4 (markers, unknown, and a word). None: all.
         start, end, unknown
             The special tokens. An `unknown` that already occurs in the text (``"<unk>"`` in the Penn Treebank) takes
             its place by frequency instead of the last one.
@@ -140,9 +140,9 @@ class Vocabulary:
         ValueError
             `size` below 4, or no token in the whole text.
         """
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
-            raise TypeError(f"size: got {size!r}, wanted an integer")
-        if size < 4:
+        if size is not None and (isinstance(size, bool) or not isinstance(size, (int, np.integer))):
+            raise TypeError(f"size: got {size!r}, wanted an integer or None")
+        if size is not None and size < 4:
             raise ValueError(f"size: got {size}, wanted at least 4 (two markers, {unknown!r} and one word)")
         counts: Counter[str] = Counter()
         number = 0
@@ -172,7 +172,8 @@ class Vocabulary:
 
         # the most frequent, then the alphabet: not the order of first appearance, which depends on the file's order
         ranked = sorted(counts, key=order)
-        kept = ranked[: size if unknown_count else size - 1]
+        limit = len(ranked) + 1 if size is None else size
+        kept = ranked[: limit if unknown_count else limit - 1]
         missing = [marker for marker in markers if marker not in kept]
         if unknown_count and unknown not in kept:
             missing.append(unknown)
@@ -193,7 +194,7 @@ class Vocabulary:
             lowercase=lowercase,
             counts=known,
             words_found=found,
-            size_wanted=int(size),
+            size_wanted=size,
         )
 
     # ------------------------------------------------------------------------------------------------ looking up

@@ -1,0 +1,78 @@
+"""`crnn export`: a model in other programs' formats."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crnn.cli.options import HelpFormatter, load_model, note, require_vocabulary
+
+if TYPE_CHECKING:
+    from crnn.language_model import LanguageModel
+
+_DESCRIPTION = """\
+Write a model in another format, chosen by the suffix of OUT:
+
+  .onnx   a graph for ONNX Runtime and others: ids and states in, logits and states out
+          (needs the onnx package)
+  .npz    NumPy arrays under PyTorch's parameter names
+
+Model files themselves are safetensors with PyTorch's names and shapes; PyTorch reads them as they are.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the program."""
+    parser = commands.add_parser(
+        "export",
+        help="write a model for ONNX Runtime or NumPy",
+        description=_DESCRIPTION,
+        epilog="example:\n  crnn export comments.safetensors comments.onnx --vocabulary words.json\n",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="model file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="file to write: .onnx or .npz")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="of an ONNX graph: give probabilities instead of logits"
+    )
+    parser.add_argument(
+        "--vocabulary", type=Path, metavar="FILE", help="write the words too, as JSON in the order of ids"
+    )
+    parser.set_defaults(run=run, threads=None)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry the command out."""
+    from crnn.atomic import check_writable
+
+    suffix = options.out.suffix.lower()
+    if suffix not in (".onnx", ".npz"):
+        raise ValueError(f"OUT: got {options.out}, wanted a file name that ends in .onnx or .npz")
+    if options.probabilities and suffix != ".onnx":
+        raise ValueError("--probabilities: only an ONNX graph computes anything, arrays do not")
+    check_writable(options.out, "OUT")
+    if options.vocabulary is not None:
+        check_writable(options.vocabulary, "--vocabulary")
+    model = load_model(options)
+    if suffix == ".onnx":
+        from crnn.interop.onnx import to_onnx
+
+        to_onnx(model, options.out, output="probabilities" if options.probabilities else "logits")
+    else:
+        _write_arrays(model, options.out)
+    note(f"wrote {options.out}")
+    if options.vocabulary is not None:
+        require_vocabulary(model, options.model).save(options.vocabulary)
+        note(f"wrote {options.vocabulary}")
+    return 0
+
+
+def _write_arrays(model: LanguageModel, path: Path) -> None:
+    import numpy as np
+
+    from crnn.atomic import atomic_write
+
+    arrays: dict[str, Any] = dict(model.params)
+    with atomic_write(path) as stream:
+        np.savez(stream, **arrays)
