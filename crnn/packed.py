@@ -102,10 +102,10 @@ class Packed:
         return _read_only(starts[self.sequence] + self.step)
 
     def pack(self, sequences: Sequence[np.ndarray]) -> np.ndarray:
-        """Packed rows (R, ...) of arrays (length_i, ...): features or ids. The rows own their memory."""
+        """Packed rows (R, ...) of arrays (length_i, ...), features or ids: C-contiguous, in memory of their own."""
         if self.batch_size == 1:
-            return np.array(sequences[0])
-        return np.concatenate(sequences)[self.joined]
+            return np.array(sequences[0], order="C")
+        return np.concatenate(sequences).take(self.joined, axis=0)
 
     def unpack(self, rows: np.ndarray) -> list[np.ndarray]:
         """The inverse of `pack`: arrays (length_i, ...), views of one new buffer."""
@@ -116,7 +116,7 @@ class Packed:
 
     def sort(self, state: np.ndarray) -> np.ndarray:
         """A state (N, B, H) from the caller's order to the sorted one; `state` itself where they are the same."""
-        return state if self.in_order else state[:, self.order]
+        return state if self.in_order else np.take(state, self.order, axis=1)
 
     def unsort(self, state: np.ndarray) -> np.ndarray:
         """The inverse of `sort`."""
@@ -213,7 +213,7 @@ class Batch:
             arrays.append(array)
         if not arrays:
             return np.empty((0, width), dtype)
-        return np.ascontiguousarray(self.geometry.pack(arrays))
+        return self.geometry.pack(arrays)
 
     def unpack(self, rows: np.ndarray) -> Any:
         """Packed rows (R, width) in the caller's form.

@@ -67,6 +67,15 @@ def test_sort_and_unsort_states(lengths):
     for place, i in enumerate(packed.order):
         np.testing.assert_array_equal(by_length[:, place], state[:, i])
     np.testing.assert_array_equal(packed.unsort(by_length), state)
+    assert packed.unsort(by_length).flags.c_contiguous
+
+
+@pytest.mark.parametrize("lengths", [[4], [2, 5, 3], [3, 3]])
+def test_packed_rows_are_contiguous_whatever_came(lengths):
+    arrays = [np.asfortranarray(x) for x in arrays_of(lengths)]
+    rows = Packed(lengths).pack(arrays)
+    assert rows.flags.c_contiguous
+    assert not any(np.shares_memory(rows, x) for x in arrays)
 
 
 def test_shared_geometries_are_read_only_and_reused():
