@@ -79,12 +79,17 @@ class ProgressBar(Callback):
             return
         from tqdm import tqdm
 
-        self._bar = tqdm(
+        class Bar(tqdm):  # type: ignore[type-arg]
+            monitor_interval = 0  # no thread that watches for stalled bars: `on_step` decides when to draw
+
+        self._bar = Bar(
             desc=f"epoch {trainer.epoch}/{trainer.epochs}",
             total=trainer.tokens_per_epoch,
             initial=trainer.epoch_tokens,
             unit="tok",
             unit_scale=True,
+            mininterval=0.0,
+            miniters=1,
             leave=False,
             dynamic_ncols=True,
             file=stream,
@@ -139,9 +144,12 @@ class EpochTable(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self._print([name for name, _ in self.columns])
-        for record in [trainer.history.initial, *trainer.history]:
-            if record is not None:
-                self._row(record, trainer.epochs)
+        for record in trainer.history:
+            self._row(record, trainer.epochs)
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        if trainer.step == 0 and trainer.history.initial is not None:
+            self._row(trainer.history.initial, trainer.epochs)
 
     def on_epoch_end(self, trainer: Trainer, record: Record) -> None:
         self._row(record, trainer.epochs)

@@ -263,7 +263,7 @@ RECIPES: dict[str, Recipe] = {
             keep_best=True,
             epochs=40,
             evaluation_streams=10,
-            published="test perplexity 87.17 after 40 epochs with tied weights (an early README; probably Penn Treebank)",
+            published="test perplexity 87.17, 40 epochs, tied weights (an early README, probably on Penn Treebank)",
         ),
         Recipe(
             name="char-rnn",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import signal
@@ -240,7 +241,7 @@ def test_schedule_hears_the_training_loss_without_a_validation_set(sentences) ->
     trainer = Trainer(Bigram(WORDS), optimizer=optim.SGD(3.0), schedule=schedule, normalise=None)
     history = trainer.fit(Sentences(sentences), epochs=6)
     losses = history.column("train_loss")
-    rises = [b > a for a, b in zip(losses, losses[1:])]
+    rises = [b > a for a, b in itertools.pairwise(losses)]
     assert any(rises)
     expected = [3.0] + [3.0 * 0.5 ** sum(rises[: i + 1]) for i in range(len(rises))]
     assert history.column("learning_rate") == [3.0, *expected[:-1]]
@@ -345,7 +346,7 @@ def test_nan_goes_back_to_the_best_validated_weights(sentences) -> None:
 def test_nan_at_once_goes_back_to_the_first_weights(sentences) -> None:
     model = Bigram(WORDS, poison_at=0)
     before = model.parameters.flat.copy()
-    with pytest.raises(TrainingDiverged, match="step 0.*before training"):
+    with pytest.raises(TrainingDiverged, match=r"step 0.*before training"):
         Trainer(model).fit(Sentences(sentences))
     np.testing.assert_array_equal(model.parameters.flat, before)
 
@@ -420,7 +421,7 @@ def test_data_are_checked(sentences, text) -> None:
     trainer = Trainer(Bigram(WORDS))
     with pytest.raises(TypeError, match=r"train: got list, wanted crnn\.data\.Sentences"):
         trainer.fit(sentences)
-    with pytest.raises(ValueError, match="valid: got the id 7.*7 words"):
+    with pytest.raises(ValueError, match=r"valid: got the id 7.*7 words"):
         trainer.fit(Sentences(sentences), Sentences([[0, 7]]))
     with pytest.raises(ValueError, match=r"truncation: got Window\(k=4\) for a Stream, wanted Chunk"):
         trainer.fit(Stream(text, 4))
@@ -439,9 +440,7 @@ def test_a_real_model_learns_the_same_as_written_out_in_numpy_terms(sentences, c
     Trainer(model, optimizer=copy.deepcopy(optimizer), normalise=None).fit(Sentences(sentences), epochs=2)
     velocity = {name: np.zeros_like(p) for name, p in twin.params.items()}
     mean = {name: np.zeros_like(p) for name, p in twin.params.items()}
-    step = 0
-    for sentence in sentences * 2:
-        step += 1
+    for step, sentence in enumerate(sentences * 2, start=1):
         for name, g in twin.gradients(sentence[:-1], sentence[1:], bptt.Window(4)).items():
             p, v, m = twin.params[name], velocity[name], mean[name]
             if optimizer is None:
