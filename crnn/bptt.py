@@ -39,6 +39,11 @@ class Window:
     ----------
     k : int
         Steps that a loss reaches, its own included; at least 1.
+
+    Examples
+    --------
+    >>> [Window(3).first_step(t) for t in range(6)]
+    [0, 0, 0, 1, 2, 3]
     """
 
     k: int
@@ -70,6 +75,13 @@ class Chunk:
         Steps in a chunk; at least 1.
     k2 : int, optional
         Steps that a chunk's losses reach, counted from the chunk's last step; at least `k1`, by default `k1`.
+
+    Examples
+    --------
+    >>> [Chunk(3).first_step(t) for t in range(8)]
+    [0, 0, 0, 3, 3, 3, 6, 6]
+    >>> [Chunk(3, 5).first_step(t) for t in range(8)]
+    [0, 0, 0, 1, 1, 1, 4, 4]
     """
 
     k1: int

@@ -40,6 +40,17 @@ class RNN(Recurrent):
     ------
     TypeError, ValueError
         If an argument is not one of those.
+
+    Examples
+    --------
+    >>> import numpy as np, crnn
+    >>> layer = crnn.RNN(3, 4, nonlinearity="relu", rng=0)
+    >>> layer
+    <crnn.RNN(3, 4, nonlinearity='relu'): 36 parameters>
+    >>> ragged = [np.ones((5, 3)), np.ones((2, 3))]
+    >>> y, state = layer(ragged)
+    >>> [a.shape for a in y], state.shape
+    ([(5, 4), (2, 4)], (1, 2, 4))
     """
 
     kind = "rnn"
@@ -81,6 +92,24 @@ class LSTM(Recurrent):
 
     ``c_t = f_t * c_{t-1} + i_t * g_t``, ``h_t = o_t * tanh(c_t)``. States are tuples ``(h, c)``; the gates stand in
     the order i, f, g, o. Parameters are those of `RNN`, without nonlinearity.
+
+    Examples
+    --------
+    Three steps of gradient descent on the distance between the last state and a target:
+
+    >>> import numpy as np, crnn
+    >>> layer = crnn.LSTM(3, 4, rng=0, dtype=np.float64)
+    >>> x, target = np.ones((2, 5, 3)), 0.5
+    >>> for step in range(3):
+    ...     run = layer.forward(x)
+    ...     h, c = run.state
+    ...     print(f"{((h - target) ** 2).sum():.3f}")
+    ...     gradients = run.backward(None, (2 * (h - target), None), truncation=crnn.bptt.Window(4)).params
+    ...     for name, array in layer.params.items():
+    ...         array -= 0.1 * gradients[name]
+    0.739
+    0.407
+    0.303
     """
 
     kind = "lstm"
@@ -122,6 +151,16 @@ class GRU(Recurrent):
         ``h_t = z * h_{t-1} + (1 - z) * n``.
 
     The other parameters are those of `RNN`, without nonlinearity.
+
+    Examples
+    --------
+    >>> import numpy as np, crnn
+    >>> layer = crnn.GRU(3, 4, 2, reset_after=True, z_weighs="state", rng=0)     # as in PyTorch
+    >>> state = None
+    >>> for frame in np.ones((5, 3)):
+    ...     y, state = layer.step(frame, state)
+    >>> y.shape, state.shape
+    ((4,), (2, 1, 4))
     """
 
     kind = "gru"

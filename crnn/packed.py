@@ -71,6 +71,14 @@ class Packed:
         (B,) int64: sorted position -> the caller's position.
     in_order : bool
         Whether the two are the same, that is, the lengths came sorted.
+
+    Examples
+    --------
+    >>> packed = Packed([1, 3, 2])
+    >>> packed.offsets.tolist(), packed.order.tolist()
+    ([0, 3, 5, 6], [1, 2, 0])
+    >>> packed.pack([np.array([10]), np.array([20, 21, 22]), np.array([30, 31])]).tolist()
+    [20, 30, 10, 21, 31, 22]
     """
 
     def __init__(self, lengths: Sequence[int] | np.ndarray) -> None:

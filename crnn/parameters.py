@@ -130,6 +130,16 @@ class Parameters(dict[str, np.ndarray]):
     flat : numpy.ndarray
         The whole buffer, 1-D, padding between tensors included.
     dtype : numpy.dtype
+
+    Examples
+    --------
+    >>> p = Parameters([Spec("weight", (2, 3)), Spec("bias", (2,))])
+    >>> p["bias"] = [0.5, -0.5]
+    >>> gradients = p.like()
+    >>> gradients["bias"][:] = 1
+    >>> p.flat -= 0.25 * gradients.flat
+    >>> p["bias"]
+    array([ 0.25, -0.75], dtype=float32)
     """
 
     __slots__ = ("_slots", "dtype", "flat")
