@@ -354,8 +354,7 @@ class ModelStream(_Stream):
 
     def __init__(self, model: LanguageModel, batch: int = 1) -> None:
         c = model.configuration
-        layer = model._layer
-        super().__init__(layer._stack, c.num_layers, c.hidden_size, layer._cell.states, model.dtype, batch)
+        super().__init__(model._stack, c.num_layers, c.hidden_size, model._cell.states, model.dtype, batch)
         self.model = model
         self._outputs = _Buffers((self.batch, c.vocabulary_size), model.dtype)
 
