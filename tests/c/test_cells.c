@@ -317,7 +317,12 @@ int main(void)
         run(s);
         s.layers = 2, s.directions = 2;
         run(s);
-        s.masks = 0, s.layers = 1, s.onehot = 1, s.bias = 0;
+        s.masks = 0, s.directions = 1, s.onehot = 1, s.bias = 0;
+        run(s);
+        /* Enough work for threads: many sequences to share out, then few, where the units are shared. */
+        s.layers = 1, s.onehot = 0, s.bias = 1, s.input = 19, s.hidden = 33, s.steps = 4, s.batch = 50;
+        run(s);
+        s.layers = 2, s.batch = 14;
         run(s);
     }
     return finish("test_cells");

@@ -10,7 +10,7 @@ typedef struct {
 } function;
 
 static const function FUNCTIONS[] = {
-    {'e', "exp", 2, {-87.3, -708.3}, {88.7, 709.7}},
+    {'e', "exp", 2, {-87.3, -708.3}, {88.37, 709.43}},
     {'t', "tanh", 4, {-INFINITY, -INFINITY}, {INFINITY, INFINITY}},
     {'s', "sigmoid", 4, {-87.3, -708.3}, {INFINITY, INFINITY}},
 };
