@@ -102,28 +102,37 @@ def test_paragraphs():
 
 def abbreviation_corpus():
     for number in range(40):
-        yield f"We met approx. {number} people near the river. They were kind. Then approx. half of them left us."
-        yield "The approx. value is enough. Nobody asked for more."
+        yield f"We met qnty. {number} people near the river. They were kind. Then qnty. half of them left us."
+        yield "The qnty. value is enough. Nobody asked for more."
 
 
 def test_punkt_learns_abbreviations_from_the_corpus(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [])
     assert installed_punkt() is None
     splitter = train_punkt(abbreviation_corpus())
-    assert list(splitter.tokenize("It took approx. ten days. Fine.")) == ["It took approx. ten days.", "Fine."]
-    assert ["the", "approx", ".", "value", "is", "enough", "."] not in sentences(abbreviation_corpus())
-    assert ["the", "approx.", "value", "is", "enough", "."] in sentences(abbreviation_corpus())
+    assert list(splitter.tokenize("It took qnty. ten days. Fine.")) == ["It took qnty. ten days.", "Fine."]
+    assert ["the", "qnty", ".", "value", "is", "enough", "."] not in sentences(abbreviation_corpus())
+    assert ["the", "qnty.", "value", "is", "enough", "."] in sentences(abbreviation_corpus())
+
+
+def test_short_texts_teach_no_abbreviations(monkeypatch):
+    monkeypatch.setattr(nltk.data, "path", [])
+    assert sentences(["I think this is it. Really!"]) == [
+        ["i", "think", "this", "is", "it", "."],
+        ["really", "!"],
+    ]
+    assert sentences(["Ask Dr. Miller about it. He knows."])[0] == ["ask", "dr.", "miller", "about", "it", "."]
 
 
 def test_the_installed_model_is_used(tmp_path, monkeypatch):
     folder = tmp_path / "tokenizers" / "punkt_tab" / "english"
     folder.mkdir(parents=True)
-    (folder / "abbrev_types.txt").write_text("approx\n", encoding="utf-8")
+    (folder / "abbrev_types.txt").write_text("qnty\n", encoding="utf-8")
     for name in ("sent_starters.txt", "collocations.tab", "ortho_context.tab"):
         (folder / name).write_text("", encoding="utf-8")
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
-    assert sentences(["It took approx. ten days. Fine."]) == [
-        ["it", "took", "approx.", "ten", "days", "."],
+    assert sentences(["It took qnty. ten days. Fine."]) == [
+        ["it", "took", "qnty.", "ten", "days", "."],
         ["fine", "."],
     ]
 

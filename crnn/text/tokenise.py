@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain
@@ -22,7 +23,32 @@ __all__ = ["SentenceSplitter", "installed_punkt", "sentences", "split_paragraphs
 
 # Punkt's statistics settle long before this; more text only costs time (3 s per 1.5 million characters).
 TRAINING_CHARACTERS = 2_000_000
+# What a short text makes Punkt believe about a word seen once or twice is noise.
+LEAST_OCCURRENCES = 3
+# Known without evidence, so that a prompt or a short text is cut sensibly too.
+_ABBREVIATIONS = frozenset(
+    (
+        "a.m",
+        "al",
+        "approx",
+        "cf",
+        "dr",
+        "e.g",
+        "etc",
+        "gen",
+        "i.e",
+        "inc",
+        "jr",
+        "ltd",
+        "mr",
+        "mrs",
+        "ms",
+        "p.m",
+        "prof",
+    )
+) | {"rep", "rev", "sen", "sr", "st", "u.k", "u.s", "vs"}
 _PROGRESS_EVERY = 256
+_WITH_STOP = re.compile(r"[^\s\"'()\[\]{}“”‘’,;:!?]+\.")
 _BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n\s*|\r[ \t]*\r\s*")
 
 
@@ -136,13 +162,22 @@ def installed_punkt() -> SentenceSplitter | None:
 
 
 def train_punkt(texts: Iterable[str]) -> SentenceSplitter:
-    """A sentence tokeniser that has learned abbreviations and sentence starters from `texts`."""
+    """A sentence tokeniser that has learned abbreviations and sentence starters from `texts`.
+
+    A word counts as an abbreviation where Punkt says so and the text has it with a full stop three times at least; the
+    commonest English ones are known in any case.
+    """
     from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
 
+    text = "\n\n".join(texts)
     trainer = PunktTrainer()
-    trainer.train("\n\n".join(texts), finalize=False)
+    trainer.train(text, finalize=False)
     trainer.finalize_training()
-    splitter: SentenceSplitter = PunktSentenceTokenizer(trainer.get_params())
+    parameters = trainer.get_params()
+    seen = Counter(word.lower()[:-1] for word in _WITH_STOP.findall(text))
+    learned = {word for word in parameters.abbrev_types if seen[word] >= LEAST_OCCURRENCES}
+    parameters.abbrev_types = learned | _ABBREVIATIONS
+    splitter: SentenceSplitter = PunktSentenceTokenizer(parameters)
     return splitter
 
 
