@@ -209,7 +209,7 @@ class _Stream:
         """
         wanted = list("hc" if self._has_c else "h")
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 names = sorted(stored.files)
                 parts = [stored[name] for name in wanted if name in names]
         except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
