@@ -235,6 +235,8 @@ def _banned(model: LanguageModel, allow_unknown: bool, until_end: bool) -> list[
 
 def _read_prompt(model: LanguageModel, prompt: Any) -> tuple[list[str], Ids]:
     """The prompt as words, as the caller wrote them, and as ids."""
+    if prompt is not None and not isinstance(prompt, (str, Sequence, np.ndarray)):
+        raise TypeError(f"prompt must be text, words or ids, not {type(prompt).__name__}")
     vocabulary = model.vocabulary
     if vocabulary is None:
         if prompt is None or isinstance(prompt, str):

@@ -195,7 +195,7 @@ def _compare(
         error = abs(analytic - numeric) / max(abs(analytic), abs(numeric), floor)
         if not error >= best[0]:
             best = (error, numeric)
-        if error <= 0.01 * tolerance:
+        if error <= 0.1 * tolerance:
             break
     return best
 

@@ -1,0 +1,252 @@
+"""Saving and loading: the same bits back, foreign readers, atomic writes, and every kind of broken file."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import crnn
+from crnn.model_file import ModelFileError
+
+SENTENCES = [["the", "cat", "sat", "."], ["a", "dog", "ran", "'s", "ünï"], ["the", "dog", '"', "\\"]]
+
+MODELS = {
+    "rnn": {"bias": False},
+    "lstm": {"cell": "lstm", "num_layers": 2, "embedding_size": 5, "dropout": 0.25},
+    "gru-tied": {"cell": "gru", "embedding_size": 6, "tie_weights": True, "reset_after": True, "z_weighs": "state"},
+    "double": {"nonlinearity": "relu", "dtype": np.float64},
+}
+
+
+@pytest.fixture
+def vocabulary() -> crnn.Vocabulary:
+    return crnn.Vocabulary.build(SENTENCES, size=12)
+
+
+def make(vocabulary: crnn.Vocabulary | int, name: str = "lstm") -> crnn.LanguageModel:
+    return crnn.LanguageModel(vocabulary, hidden_size=6, rng=4, **MODELS[name])
+
+
+@pytest.fixture
+def saved(tmp_path: Path, vocabulary: crnn.Vocabulary) -> Path:
+    path = tmp_path / "model.safetensors"
+    make(vocabulary).save(path)
+    return path
+
+
+def rewrite(path: Path, change) -> None:
+    """Read header and data, let `change` edit the header, write them back."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+# ------------------------------------------------------------------------------------------------------ round trips
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip_is_exact(name: str, vocabulary: crnn.Vocabulary, tmp_path: Path) -> None:
+    model = make(vocabulary, name)
+    model.save(tmp_path / "m.safetensors")
+    twin = crnn.load(tmp_path / "m.safetensors")
+    assert twin.configuration == model.configuration
+    assert twin.vocabulary == vocabulary
+    assert list(twin.params) == list(model.params)
+    for key, view in model.params.items():
+        assert twin.params[key].dtype == view.dtype
+        np.testing.assert_array_equal(twin.params[key], view)
+    np.testing.assert_array_equal(twin.parameters.flat, model.parameters.flat)
+    assert twin.generate(3, seed=1) == model.generate(3, seed=1)
+
+
+def test_a_model_over_bare_ids(tmp_path: Path) -> None:
+    model = make(7)
+    model.save(str(tmp_path / "m"))
+    twin = crnn.load(tmp_path / "m")
+    assert twin.vocabulary is None
+    np.testing.assert_array_equal(twin.probabilities([1, 6]), model.probabilities([1, 6]))
+
+
+def test_the_same_model_gives_the_same_bytes(vocabulary: crnn.Vocabulary, tmp_path: Path) -> None:
+    make(vocabulary).save(tmp_path / "a")
+    crnn.load(tmp_path / "a").save(tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_other_readers_find_the_weights(vocabulary: crnn.Vocabulary, tmp_path: Path) -> None:
+    for name in MODELS:
+        model = make(vocabulary, name)
+        model.save(tmp_path / "m")
+        tensors = safetensors.numpy.load_file(tmp_path / "m")
+        assert set(tensors) == set(model.parameters)
+        for key, array in tensors.items():
+            np.testing.assert_array_equal(array, model.params[key])
+
+
+def test_the_description_is_json_in_the_header(saved: Path, vocabulary: crnn.Vocabulary) -> None:
+    assert int.from_bytes(saved.read_bytes()[:8], "little") % 8 == 0, "tensors must be aligned"
+    seen = {}
+    rewrite(saved, lambda header: seen.update(header["__metadata__"]))
+    assert seen["format"] == "crnn-language-model"
+    assert seen["version"] == "1"
+    assert seen["crnn"] == crnn.__version__
+    assert json.loads(seen["configuration"])["cell"] == "lstm"
+    assert crnn.Vocabulary.from_dict(json.loads(seen["vocabulary"])) == vocabulary
+
+
+# --------------------------------------------------------------------------------------------------- writing safely
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(9).save(saved)
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.read_bytes()
+
+    def interrupted(source: object, target: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(9).save(saved)
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        make(5).save(tmp_path / "m")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "m").stat().st_mode) == 0o640
+
+
+def test_nan_weights_do_not_replace_a_good_file(saved: Path, vocabulary: crnn.Vocabulary) -> None:
+    before = saved.read_bytes()
+    model = make(vocabulary)
+    model.params["output.weight"][3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"output\.weight holds NaN or infinite weights"):
+        model.save(saved)
+    assert saved.read_bytes() == before
+
+
+# ----------------------------------------------------------------------------------------------------- broken files
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        crnn.load(tmp_path / "none")
+    with pytest.raises(IsADirectoryError):
+        crnn.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        make(5).save(tmp_path / "no" / "folder")
+
+
+def test_every_truncation_is_noticed(saved: Path) -> None:
+    content = saved.read_bytes()
+    for length in [*range(0, 64, 7), *np.linspace(64, len(content) - 1, 60).astype(int)]:
+        saved.write_bytes(content[:length])
+        with pytest.raises(ModelFileError, match=r"model\.safetensors: "):
+            crnn.load(saved)
+
+
+def test_every_flipped_weight_bit_is_noticed(saved: Path) -> None:
+    content = saved.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    for at in np.linspace(start, len(content) - 1, 40).astype(int):
+        damaged = bytearray(content)
+        damaged[at] ^= 0x10
+        saved.write_bytes(damaged)
+        with pytest.raises(ModelFileError, match="damaged"):
+            crnn.load(saved)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"body\nhello\n", b"\x80\x04\x95pickle", b"PK\x03\x04" + bytes(100), bytes(200), b"\xff" * 100],
+    ids=["empty", "text", "pickle", "zip", "zeros", "ones"],
+)
+def test_foreign_files(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "foreign"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match="foreign: not a model file, or truncated or damaged"):
+        crnn.load(path)
+
+
+def test_foreign_safetensors(tmp_path: Path) -> None:
+    safetensors.numpy.save_file({"weight": np.ones((2, 3), np.float32)}, tmp_path / "other")
+    with pytest.raises(ModelFileError, match="but not a crnn language model"):
+        crnn.load(tmp_path / "other")
+
+
+def change_configuration(**values: object):
+    def change(header: dict) -> None:
+        metadata = header["__metadata__"]
+        metadata["configuration"] = json.dumps({**json.loads(metadata["configuration"]), **values})
+
+    return change
+
+
+def change_metadata(**values: object):
+    def change(header: dict) -> None:
+        for key, value in values.items():
+            header["__metadata__"][key] = value
+            if value is None:
+                del header["__metadata__"][key]
+
+    return change
+
+
+def rename_tensor(header: dict) -> None:
+    header["rnn.weight_hh"] = header.pop("rnn.weight_hh_l0")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (change_metadata(version="2"), "version 2 of the format, this crnn reads up to 1: upgrade"),
+        (change_metadata(version="new"), "its version is 'new'"),
+        (change_metadata(version=None), "its version is ''"),
+        (change_metadata(configuration=None), "its configuration is missing"),
+        (change_metadata(configuration="{"), "cannot be read"),
+        (change_metadata(configuration="[1]"), "cannot be read"),
+        (change_metadata(vocabulary='{"format": "other"}'), "cannot be read"),
+        (change_metadata(crc32="00000000"), "checksum"),
+        (change_configuration(cell="transformer"), "cell"),
+        (change_configuration(heads=8), "heads"),
+        (change_configuration(hidden_size=7), r"rnn\.weight_hh_l0: shape \(24, 6\), wanted \(28, 7\)"),
+        (change_configuration(vocabulary_size=13), "vocabulary: has 12 entries, the configuration wants 13"),
+        (change_configuration(num_layers=3), r"rnn\.weight_ih_l2: missing"),
+        (change_configuration(num_layers=1), r"rnn\.weight_ih_l1: unexpected"),
+        (change_configuration(dtype="float64"), "configuration says float64, but .*float32"),
+        (rename_tensor, r"rnn\.weight_hh_l0: missing(.|\n)*rnn\.weight_hh: unexpected"),
+    ],
+)
+def test_inconsistent_files(saved: Path, change, match: str) -> None:
+    rewrite(saved, change)
+    with pytest.raises(ModelFileError, match=match) as caught:
+        crnn.load(saved)
+    assert str(saved) in str(caught.value)
+    assert isinstance(caught.value, ValueError)
