@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from crnn import bptt, callbacks, data, interop, optim, schedules, text
+    from crnn import bptt, callbacks, data, interop, layers, optim, recipes, schedules, text
     from crnn.config import get_num_threads, set_num_threads, show_config
     from crnn.language_model import LanguageModel
     from crnn.layers import GRU, LSTM, RNN
@@ -38,8 +38,10 @@ __all__ = [
     "data",
     "get_num_threads",
     "interop",
+    "layers",
     "load",
     "optim",
+    "recipes",
     "schedules",
     "set_num_threads",
     "show_config",
@@ -58,7 +60,7 @@ _HOME = {
     "get_num_threads": "crnn.config",
     "show_config": "crnn.config",
 }
-_SUBMODULES = frozenset({"bptt", "callbacks", "data", "interop", "optim", "schedules", "text"})
+_SUBMODULES = frozenset({"bptt", "callbacks", "data", "interop", "layers", "optim", "recipes", "schedules", "text"})
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,8 @@ def _cgroup_quota(root: Path = Path("/"), process: Path = Path("/proc/self/cgrou
         return None
     quotas: list[float] = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, _, hierarchy = line.partition(":")
+        controllers, _, path = hierarchy.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")

@@ -57,8 +57,6 @@ class Recurrent:
     ----------
     kind : str
         ``"rnn"``, ``"lstm"`` or ``"gru"``.
-    params : Parameters
-        Live dict of arrays under PyTorch's names: write into an array and the layer changes.
     input_size, hidden_size, num_layers : int
     directions, output_size : int
         2 if bidirectional, else 1; directions*hidden_size.
@@ -171,7 +169,7 @@ class Recurrent:
     def _bind(self, params: Parameters, rng: np.random.Generator, onehot: bool) -> None:
         """Attach parameters and build the kernels' stack over them."""
         self._cell = cells.CELLS[self.kind]
-        self.params = params
+        self._params = params
         self.dtype = params.dtype
         self._rng = rng
         self._onehot = onehot
@@ -205,7 +203,7 @@ class Recurrent:
 
     def _initialise(self, rng: np.random.Generator) -> None:
         """Draw all parameters in place by PyTorch's rule, in the order of their names."""
-        for tensor in self.params.values():
+        for tensor in self._params.values():
             cells.initialise(tensor, self.hidden_size, rng)
 
     def _kernel_list(self, params: Parameters) -> list[np.ndarray | None]:
@@ -219,6 +217,11 @@ class Recurrent:
         return arrays
 
     # ------------------------------------------------------------------------------------------------- public calls
+
+    @property
+    def params(self) -> Parameters:
+        """Live dict of arrays under PyTorch's names: write into an array or assign to a name, and the layer changes."""
+        return self._params
 
     def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
         """Inference: remembers nothing, applies no dropout, may be called from many threads at once.
@@ -468,19 +471,19 @@ class Recurrent:
 
     def summary(self) -> str:
         """A table of the tensors: name, shape, number of values; and the total with its size in memory."""
-        rows = [(name, "x".join(map(str, view.shape)), f"{view.size:,}") for name, view in self.params.items()]
-        rows.append(("total", self.dtype.name, f"{self.params.size:,}"))
+        rows = [(name, "x".join(map(str, view.shape)), f"{view.size:,}") for name, view in self._params.items()]
+        rows.append(("total", self.dtype.name, f"{self._params.size:,}"))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = [f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {size:>{widths[2]}}" for name, shape, size in rows]
-        return "\n".join([repr(self), *lines, f"{sum(view.nbytes for view in self.params.values()):,} bytes"])
+        return "\n".join([repr(self), *lines, f"{sum(view.nbytes for view in self._params.values()):,} bytes"])
 
     def __repr__(self) -> str:
         changed = [f"{key}={value!r}" for key, value in self.config().items() if _DEFAULTS.get(key, value) != value]
         arguments = ", ".join([str(self.input_size), str(self.hidden_size), *changed])
-        return f"<crnn.{type(self).__name__}({arguments}): {self.params.size:,} parameters>"
+        return f"<crnn.{type(self).__name__}({arguments}): {self._params.size:,} parameters>"
 
     def __reduce__(self) -> Any:
-        return _restore, (type(self), self.config(), self.params.copy(), self._rng, self._onehot)
+        return _restore, (type(self), self.config(), self._params.copy(), self._rng, self._onehot)
 
 
 def _restore(

@@ -49,7 +49,7 @@ def quota(root: Path, process: str, files: dict[str, str]) -> float | None:
     ],
 )
 def test_quota_of_version_two_control_groups(tmp_path, files, wanted):
-    assert quota(tmp_path, "0::/a/b\n", files) == wanted
+    assert quota(tmp_path, "0::/a/b\n\nnonsense\n", files) == wanted
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,8 @@ def test_params_are_live(kind):
     assert not np.array_equal(changed, before)
     layer.params["weight_hh_l0"] = layer.params["weight_hh_l0"] - np.eye(GATES[kind] * 4, 4)[::-1]
     assert not np.array_equal(layer(x)[0], changed)
+    with pytest.raises(AttributeError, match="params"):
+        layer.params = {}
 
 
 @pytest.mark.parametrize(
