@@ -332,8 +332,9 @@ cdef int output_layer(crnn_softmax_args *args, h, weight_t, bias, bint writable)
     args.dtype = dtype_of(typenum)
     args.rows, args.hidden = <size_t>cnp.PyArray_DIM(hidden, 0), <size_t>cnp.PyArray_DIM(hidden, 1)
     args.vocabulary = <size_t>cnp.PyArray_DIM(<cnp.ndarray>weight_t, 1)
+    cdef size_t line = 16 if typenum == cnp.NPY_FLOAT32 else 8  # elements per cache line
     args.h = real(h, typenum, cnp.PyArray_SIZE(hidden), "h", False)
-    args.weight_t = matrix(weight_t, typenum, <Py_ssize_t>args.hidden, <Py_ssize_t>args.vocabulary, 16, &args.ld,
+    args.weight_t = matrix(weight_t, typenum, <Py_ssize_t>args.hidden, <Py_ssize_t>args.vocabulary, line, &args.ld,
                            "weight_t", writable)
     args.bias = real(bias, typenum, <Py_ssize_t>args.vocabulary, "bias", writable)
     if args.vocabulary < 1 or args.hidden < 1:
@@ -356,7 +357,8 @@ def softmax_loss(h, weight_t, bias, targets, dh=None, grad_w=None, grad_b=None, 
             raise ValueError(f"targets: id {args.targets[r]} at row {r} is outside the vocabulary of {args.vocabulary}")
     args.dh = real(dh, typenum, rows * <Py_ssize_t>args.hidden, "dh", True)
     args.ld_grad = 0
-    args.grad_w = matrix(grad_w, typenum, <Py_ssize_t>args.hidden, <Py_ssize_t>args.vocabulary, 16, &args.ld_grad,
+    args.grad_w = matrix(grad_w, typenum, <Py_ssize_t>args.hidden, <Py_ssize_t>args.vocabulary, 16 if typenum == cnp.NPY_FLOAT32 else 8,
+                         &args.ld_grad,
                          "grad_w", True)
     args.grad_b = real(grad_b, typenum, <Py_ssize_t>args.vocabulary, "grad_b", True)
     args.rate, args.scale, args.accumulate = sgd_rate, scale, accumulate

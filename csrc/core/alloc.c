@@ -1,31 +1,107 @@
+/* All memory of the library: aligned blocks from malloc or from the caller's allocator.
+ *
+ * Tapes and workspaces are large and live for one call, and fresh pages cost more than the arithmetic on them (a fault
+ * and a cleared page per 4 KiB). So a few released blocks are kept for the next call, CACHE_BYTES at most. Under a
+ * sanitizer, or with an allocator of the caller's, nothing is kept. */
 #include "internal.h"
+#include <stdatomic.h>
 #include <stdlib.h>
+
+#define CACHE_BLOCKS 8
+#define CACHE_BYTES ((size_t)192 << 20)
+
+typedef struct {
+    void *raw;
+    size_t bytes; /* of the aligned part */
+} block_head;
 
 static void *(*user_allocate)(size_t);
 static void (*user_release)(void *);
 
+static struct {
+    atomic_flag taken; /* whoever finds it taken does without the cache: no waiting, nothing to repair after a fork */
+    void *blocks[CACHE_BLOCKS];
+    size_t bytes;
+} cache = {.taken = ATOMIC_FLAG_INIT};
+
+static block_head *head_of(void *block) { return (block_head *)block - 1; }
+
+static int caching(void)
+{
+#if defined(__SANITIZE_ADDRESS__)
+    return 0;
+#else
+    return user_allocate == NULL && !atomic_flag_test_and_set(&cache.taken);
+#endif
+}
+
+static void give_back(void *block)
+{
+    void *raw = head_of(block)->raw;
+    if (user_release) user_release(raw);
+    else free(raw);
+}
+
 void crnn_set_allocator(void *(*allocate)(size_t), void (*release)(void *))
 {
+    if (caching()) {
+        for (int i = 0; i < CACHE_BLOCKS; i++) {
+            if (cache.blocks[i]) give_back(cache.blocks[i]);
+            cache.blocks[i] = NULL;
+        }
+        cache.bytes = 0;
+        atomic_flag_clear(&cache.taken);
+    }
     user_allocate = allocate && release ? allocate : NULL;
     user_release = allocate && release ? release : NULL;
 }
 
-/* The block's own start is kept just below the aligned address, so any allocator will do. */
+/* The smallest kept block that holds `bytes` and is not more than twice as large. */
+static void *from_cache(size_t bytes)
+{
+    if (!caching()) return NULL;
+    int best = -1;
+    for (int i = 0; i < CACHE_BLOCKS; i++) {
+        size_t size = cache.blocks[i] ? head_of(cache.blocks[i])->bytes : 0;
+        if (size >= bytes && size / 2 <= bytes && (best < 0 || size < head_of(cache.blocks[best])->bytes)) best = i;
+    }
+    void *block = NULL;
+    if (best >= 0) {
+        block = cache.blocks[best];
+        cache.blocks[best] = NULL;
+        cache.bytes -= head_of(block)->bytes;
+    }
+    atomic_flag_clear(&cache.taken);
+    return block;
+}
+
 void *crnn_allocate(size_t bytes)
 {
     size_t total = bytes + 2 * CRNN_LINE;
     if (total < bytes) return NULL;
+    void *kept = from_cache(bytes);
+    if (kept) return kept;
     char *raw = user_allocate ? user_allocate(total) : malloc(total);
     if (!raw) return NULL;
     char *aligned = (char *)(((uintptr_t)raw + 2 * CRNN_LINE - 1) & ~(uintptr_t)(CRNN_LINE - 1));
-    ((void **)(void *)aligned)[-1] = raw;
+    *head_of(aligned) = (block_head){raw, bytes};
     return aligned;
 }
 
 void crnn_release(void *block)
 {
     if (!block) return;
-    void *raw = ((void **)block)[-1];
-    if (user_release) user_release(raw);
-    else free(raw);
+    if (caching()) {
+        size_t bytes = head_of(block)->bytes;
+        int spot = -1;
+        for (int i = 0; i < CACHE_BLOCKS && spot < 0; i++)
+            if (!cache.blocks[i]) spot = i;
+        if (spot >= 0 && bytes >= 4096 && bytes <= CACHE_BYTES && cache.bytes <= CACHE_BYTES - bytes) {
+            cache.blocks[spot] = block;
+            cache.bytes += bytes;
+            block = NULL;
+        }
+        atomic_flag_clear(&cache.taken);
+    }
+    if (block) give_back(block);
 }

@@ -80,12 +80,24 @@ static const isa_entry entries[] = {
 };
 #define ENTRY_COUNT ((int)(sizeof entries / sizeof entries[0]))
 
-static atomic_int active = -1;
+/* Asking the processor is slow (CPUID traps in a virtual machine), so the answers are kept: bit i for entries[i]. */
+static atomic_uint supported_bits;
+static _Atomic(const isa_entry *) active;
+
+static unsigned supported(void)
+{
+    unsigned bits = atomic_load_explicit(&supported_bits, memory_order_relaxed);
+    if (bits) return bits;
+    for (int i = 0; i < ENTRY_COUNT; i++)
+        if (entries[i].supported()) bits |= 1u << i;
+    atomic_store(&supported_bits, bits);
+    return bits;
+}
 
 static const isa_entry *supported_entry(int index)
 {
     for (int i = 0; i < ENTRY_COUNT; i++)
-        if (entries[i].supported() && index-- == 0) return entries + i;
+        if (supported() & 1u << i && index-- == 0) return entries + i;
     return NULL;
 }
 
@@ -104,12 +116,12 @@ const char *crnn_isa_name(int index)
 
 static const isa_entry *current(void)
 {
-    int index = atomic_load(&active);
-    if (index < 0) {
-        index = crnn_isa_count() - 1;
-        atomic_store(&active, index);
+    const isa_entry *entry = atomic_load_explicit(&active, memory_order_acquire);
+    if (!entry) {
+        entry = supported_entry(crnn_isa_count() - 1);
+        atomic_store(&active, entry);
     }
-    return supported_entry(index);
+    return entry;
 }
 
 const char *crnn_isa_active(void) { return current()->name; }
@@ -118,7 +130,7 @@ crnn_status crnn_isa_set(const char *name)
 {
     for (int i = 0; i < crnn_isa_count(); i++)
         if (strcmp(crnn_isa_name(i), name) == 0) {
-            atomic_store(&active, i);
+            atomic_store(&active, supported_entry(i));
             return CRNN_OK;
         }
     return CRNN_UNSUPPORTED;
@@ -139,7 +151,9 @@ crnn_status crnn_backward(const crnn_stack *stack, const crnn_batch *batch, cons
     if (!stack || !batch || !tape || !args) return CRNN_INVALID;
     if (args->truncation != CRNN_FULL && (stack->directions != 1 || args->k1 == 0)) return CRNN_INVALID;
     if (args->truncation == CRNN_CHUNK && args->k2 < args->k1) return CRNN_INVALID;
-    return tape->kernels->backward(stack, batch, tape, args);
+    crnn_backward_args whole = *args;
+    if (args->k1 >= batch->steps) whole.truncation = CRNN_FULL; /* nothing is cut: the same bits as Full */
+    return tape->kernels->backward(stack, batch, tape, &whole);
 }
 
 void crnn_tape_free(crnn_tape *tape) { crnn_release(tape); }

@@ -84,7 +84,7 @@ typedef struct {
     crnn_dtype dtype;
     size_t rows, hidden, vocabulary;
     const void *h;          /* (R, H) */
-    void *weight_t;         /* (H, V), row stride ld >= V rounded up to 16; written only when rate != 0 */
+    void *weight_t;         /* (H, V), row stride ld >= V rounded up to whole cache lines; written only when rate != 0 */
     size_t ld;
     void *bias;             /* (V) or null */
     const int64_t *targets; /* (R), each in [0, V) */

@@ -135,6 +135,13 @@ static void softmax_work(void *context, int rank, crnn_team *team)
     }
 }
 
+/* Rows whose logits are held at a time. */
+static size_t softmax_rows_most(const crnn_softmax_args *args)
+{
+    size_t most = SOFTMAX_BYTES / (leading(round_up(args->vocabulary, VW)) * sizeof(T));
+    return most < 16 ? 16 : most;
+}
+
 static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, double *loss)
 {
     size_t words = args->vocabulary, H = args->hidden, R = args->rows;
@@ -142,9 +149,7 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
     call.Vp = round_up(words, VW);
     call.ldl = leading(call.Vp);
     call.ldh = leading(H);
-    size_t most = SOFTMAX_BYTES / (call.ldl * sizeof(T));
-    if (most < 16) most = 16;
-    call.block = next_rows(R, most);
+    call.block = next_rows(R, softmax_rows_most(args));
     call.slab = round_up((call.Vp + SLABS - 1) / SLABS, 4 * VW > 64 ? 4 * VW : 64);
     call.slabs = (call.Vp + call.slab - 1) / call.slab;
     int update = args->rate != 0.0;
@@ -188,8 +193,45 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
     return CRNN_OK;
 }
 
+/* No rows: nothing to add, and gradients that are not accumulated are zero. */
+static void softmax_nothing(const crnn_softmax_args *args)
+{
+    if (args->accumulate) return;
+    for (size_t k = 0; args->grad_w && k < args->hidden; k++)
+        memset((T *)args->grad_w + k * args->ld_grad, 0, args->vocabulary * sizeof(T));
+    if (args->grad_b) memset(args->grad_b, 0, args->vocabulary * sizeof(T));
+}
+
+/* An update folded into the products is only right while one block holds all rows: later blocks would see weights that
+ * earlier ones have changed. Otherwise the gradient is built once and subtracted at the end. */
+static crnn_status softmax_update_apart(const crnn_softmax_args *args, double *loss)
+{
+    size_t H = args->hidden, words = args->vocabulary, ld = leading(words);
+    T *gradient = crnn_allocate((H + 1) * ld * sizeof(T));
+    if (!gradient) return CRNN_NOMEM;
+    crnn_softmax_args apart = *args;
+    apart.rate = 0.0;
+    apart.accumulate = 0;
+    apart.grad_w = gradient;
+    apart.ld_grad = ld;
+    apart.grad_b = args->bias ? gradient + H * ld : NULL;
+    crnn_status status = softmax_run(&apart, NULL, loss);
+    T rate = (T)args->rate, *w = args->weight_t, *bias = args->bias;
+    for (size_t k = 0; status == CRNN_OK && k < H; k++)
+        for (size_t v = 0; v < words; v++) w[k * args->ld + v] -= rate * gradient[k * ld + v];
+    for (size_t v = 0; status == CRNN_OK && bias && v < words; v++) bias[v] -= rate * gradient[H * ld + v];
+    crnn_release(gradient);
+    return status;
+}
+
 static crnn_status kernel_softmax_loss(const crnn_softmax_args *args, double *loss)
 {
+    if (args->rows == 0) {
+        softmax_nothing(args);
+        *loss = 0.0;
+        return CRNN_OK;
+    }
+    if (args->rate != 0.0 && args->rows > softmax_rows_most(args)) return softmax_update_apart(args, loss);
     return softmax_run(args, NULL, loss);
 }
 

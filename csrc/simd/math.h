@@ -3,7 +3,7 @@
  * n is read off the bits of y/ln2 + 1.5*2^(mantissa bits), so no integer conversion is needed.
  * Measured by the tests over all of float's interesting range and samples of double's: exp <= 2 ULP,
  * tanh <= 4 ULP, sigmoid <= 4 ULP. Subnormal results count as 0.
- *   exp     0 below -87.3 (-708.4); inf above 88.7 (709.7)
+ *   exp     0 below -87.3 (-708.4); inf above 88.37 (709.43)
  *   tanh    odd to the bit, +-0 -> +-0, +-inf -> +-1
  *   sigmoid -inf -> 0, +inf -> 1; 0 below -88.4 (-709.4)
  * NaN gives NaN in all. */
