@@ -22,7 +22,7 @@ def busy() -> str:
     if not hasattr(os, "getloadavg"):
         return ""
     load = os.getloadavg()[0]
-    return f"load average {load:.1f}: other programs are running and figures will suffer" if load > 0.5 else ""
+    return f"load average {load:.1f}: where that is not an earlier benchmark, figures will suffer" if load > 0.5 else ""
 
 
 def describe() -> dict[str, Any]:
