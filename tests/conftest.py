@@ -15,8 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 ISAS_OF_MACHINE = {
-    "x86_64": ("scalar", "avx2", "avx512"),
-    "amd64": ("scalar", "avx2", "avx512"),
+    "x86_64": ("scalar", "sse2", "avx2", "avx512"),
+    "amd64": ("scalar", "sse2", "avx2", "avx512"),
     "aarch64": ("scalar", "neon"),
     "arm64": ("scalar", "neon"),
 }.get(platform.machine().lower(), ("scalar",))

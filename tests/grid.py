@@ -47,7 +47,10 @@ class Case:
     def id(self) -> str:
         parts = [self.kind, f"i{self.input_size}", f"h{self.hidden_size}", f"l{self.num_layers}"]
         parts += ["bi"] * self.bidirectional + ["nobias"] * (not self.bias) + [self.dtype]
-        parts += ["x".join(map(str, self.lengths)), "-".join(map(str, self.scheme))]
+        lengths = "x".join(map(str, self.lengths))
+        if len(self.lengths) > 9:
+            lengths = f"{len(self.lengths)}of{sum(self.lengths)}rows{zlib.crc32(lengths.encode()) % 1000}"
+        parts += [lengths, "-".join(map(str, self.scheme))]
         return "_".join(parts)
 
     @property

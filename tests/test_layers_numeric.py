@@ -88,6 +88,34 @@ def test_layer_agrees_with_the_oracle(case, isa, threads):
     grid.identical(one, grid.library(case))
 
 
+# Small work stays on one thread, and few sequences or many split the work differently (by units, by sequences): sizes
+# on both sides of these decisions, and wide enough for several tiles.
+SHARED_WORK = [
+    Case(kind, inputs, hidden, lengths, layers, both, dtype=dtype, scheme=scheme)
+    for kind in KINDS
+    for inputs, hidden, lengths, layers, both, dtype, scheme in [
+        (17, 33, (1, 0, 2, 3) * 11, 1, False, "float32", ("full",)),
+        (9, 33, (3, 1, 2) * 12, 2, False, "float64", ("window", 2)),
+        (33, 17, (2, 3) * 20, 2, False, "float32", ("chunk", 1, 2)),
+        (5, 130, (4, 2, 3), 1, False, "float32", ("full",)),
+        (3, 100, (4, 1), 2, False, "float64", ("window", 2)),
+        (7, 97, (3, 4, 1, 4), 1, False, "float64", ("chunk", 2, 3)),
+        (65, 70, (5,), 1, True, "float32", ("full",)),
+        (4, 40, (2, 1) * 17, 2, True, "float64", ("full",)),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", SHARED_WORK, ids=lambda case: case.id)
+def test_work_shared_by_threads(case, isa, threads):
+    threads(1)
+    one = grid.library(case)
+    grid.check(case, one, grid.oracle(case))
+    for count in (2, 3, 4):
+        threads(count)
+        grid.identical(one, grid.library(case))
+
+
 INFERENCE = [
     Case(kind, 5, hidden, lengths, layers, both, dtype=dtype)
     for kind in KINDS
@@ -95,6 +123,8 @@ INFERENCE = [
         (17, (3, 0, 7, 1, 2, 2), 2, False, "float32"),
         (8, (4, 4, 4), 1, True, "float64"),
         (33, (1,), 1, False, "float32"),
+        (64, (20, 33, 5, 0, 33) * 5, 1, False, "float32"),  # several chunks of steps, whose gates inference forgets
+        (65, (40,) * 9, 2, False, "float64"),
     ]
 ]
 
@@ -183,6 +213,6 @@ def test_every_available_instruction_set_was_exercised(capsys):
 
 def test_an_unknown_instruction_set_is_refused():
     before = _kernels.isa()
-    with pytest.raises(ValueError, match="sse9"):
+    with pytest.raises((ValueError, RuntimeError), match="sse9"):
         _kernels.set_isa("sse9")
     assert _kernels.isa() == before

@@ -240,6 +240,39 @@ def test_threads_do_not_change_a_bit(fused, vocabulary, rows, hidden, dtype, isa
     assert found.count(found[0]) == len(found)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_more_rows_than_one_block_of_logits(fused, dtype, threads):
+    """Far more logits than are held at a time: every block must see the same weights, and add to the same gradient."""
+    threads(2)
+    rows = 9_000 if dtype == "float32" else 4_500
+    given = head(1000, rows, 3, dtype)
+    scale = 1e-3
+    expected, d_h, d_weight, d_bias = reference.softmax_cross_entropy(
+        given.h, given.params["weight"], given.bias, given.targets, scale
+    )
+    dh, losses, before = np.full_like(given.h, 7.0), np.empty(rows), given.params.flat.copy()
+    weight, bias = before_update(given, before)
+    if fused:
+        total = _kernels.softmax_loss(
+            given.h, given.weight_t, given.bias, given.targets, dh, sgd_rate=3.0, scale=scale, losses=losses
+        )
+        found, wanted = given.params, (weight - 3.0 * d_weight, bias - 3.0 * d_bias)
+    else:
+        found, wanted = given.params.like(), (d_weight, d_bias)
+        total = _kernels.softmax_loss(
+            given.h, given.weight_t, given.bias, given.targets, dh, found.storage("weight"), found["bias"],
+            scale=scale, losses=losses,
+        )  # fmt: skip
+    close(losses, expected, "loss", given)
+    np.testing.assert_allclose(total, expected.sum(), rtol=1e-5 if dtype == "float32" else 1e-12)
+    close(dh, d_h, "d_input", given)
+    # A row more or less of 9,000 in the wrong weights would show at the size of scale * h * p: bound it far below.
+    limit = 1e-6 if dtype == "float32" else 1e-14
+    np.testing.assert_allclose(found["weight"], wanted[0], rtol=0, atol=limit * 3)
+    np.testing.assert_allclose(found["bias"], wanted[1], rtol=0, atol=limit * 3)
+
+
 def test_no_rows():
     given = head(17, 1, 5, "float32")
     grads = given.params.like()

@@ -89,6 +89,8 @@ CASES = [
         (4, 15, RAGGED, 1, True, False),
         (1, 1, (1,), 1, False, True),
         (7, 65, (12,) * 9, 2, False, False),
+        (30, 50, (40,) * 40, 1, False, True),  # 1,600 rows: more than one block of every product
+        (12, 33, tuple(range(1, 61)), 1, True, True),
     ]
 ]
 
