@@ -80,6 +80,17 @@ def generate(
     ------
     TypeError, ValueError
         Naming the argument; also where the model's probabilities are NaN.
+
+    Examples
+    --------
+    >>> import crnn
+    >>> vocabulary = crnn.Vocabulary.build([["a", "dog", "ran", "."], ["a", "cat", "sat", "."]], size=20)
+    >>> model = crnn.LanguageModel(vocabulary, "gru", hidden_size=12, rng=0)
+    >>> ids = vocabulary.encode(["a", "dog", "ran", "."])
+    >>> for _ in range(60):
+    ...     loss = model.sgd_step(ids[:-1], ids[1:], 0.5)
+    >>> generate(model, prompt="A dog", greedy=True)
+    ['a dog ran.']
     """
     n = whole_number(n, "n")
     min_length = whole_number(min_length, "min_length", 0)

@@ -140,6 +140,14 @@ def gradient_check(
         A relative error above the tolerance, or a loss that differs from the kernels' loss by more than 1e-9 of it.
     TypeError, ValueError
         As `LanguageModel.total_loss`.
+
+    Examples
+    --------
+    >>> import crnn
+    >>> model = crnn.LanguageModel(9, "lstm", hidden_size=5, rng=0)
+    >>> report = gradient_check(model, [0, 3, 5], [3, 5, 8], crnn.bptt.Window(2), samples=10)
+    >>> report.passed, [tensor.checked for tensor in report.tensors]
+    (True, [10, 10, 10, 10, 10, 9])
     """
     scheme = resolve(truncation)
     samples = whole_number(samples, "samples")
@@ -275,7 +283,7 @@ class _Surrogate:
 
     def _step(self, weights: Mapping[str, Array], embedding: Array, ids: Ids, states: list[State]) -> list[State]:
         c = self._c
-        cell = {"rnn": _rnn, "lstm": _lstm, "gru": _gru}[c.cell]
+        cell = _CELLS[c.cell]
         x = embedding[ids]
         after = []
         for layer, state in enumerate(states):
@@ -289,7 +297,9 @@ class _Surrogate:
 
 def _rnn(c: Configuration, a: Array, w: Array, b: Any, state: State) -> State:
     a = a + state[0] @ w.T + b
-    return ({"tanh": np.tanh, "sigmoid": _sigmoid, "relu": lambda v: np.maximum(v, 0.0)}[c.nonlinearity](a),)
+    if c.nonlinearity == "tanh":
+        return (np.tanh(a),)
+    return (_sigmoid(a) if c.nonlinearity == "sigmoid" else np.maximum(a, 0.0),)
 
 
 def _lstm(c: Configuration, a: Array, w: Array, b: Any, state: State) -> State:
@@ -312,3 +322,10 @@ def _gru(c: Configuration, a: Array, w: Array, b: Any, state: State) -> State:
 
 def _sigmoid(a: Array) -> Array:
     return 0.5 * (1.0 + np.tanh(0.5 * a))
+
+
+_CELLS: dict[str, Callable[[Configuration, Array, Array, Any, State], State]] = {
+    "rnn": _rnn,
+    "lstm": _lstm,
+    "gru": _gru,
+}

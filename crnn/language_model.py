@@ -85,6 +85,18 @@ class LanguageModel(WordNetwork):
     -----
     The calls that the trainer makes, on packed batches, are described at `crnn.word_network.WordNetwork`.
     Inference (`probabilities`, `predict`, `loss`, `generate`, ...) may run in many threads at once; training may not.
+
+    Examples
+    --------
+    >>> import crnn
+    >>> model = crnn.LanguageModel(50, "gru", hidden_size=16, rng=0)
+    >>> x, y = [3, 1, 4, 1], [1, 4, 1, 5]
+    >>> print(f"{model.loss(x, y):.1f} nats per word, as hard as guessing among {model.perplexity(x, y):.0f} words")
+    3.9 nats per word, as hard as guessing among 51 words
+    >>> for _ in range(60):
+    ...     total = model.sgd_step(x, y, learning_rate=0.5, truncation=crnn.bptt.Window(2))
+    >>> model.predict(x).tolist()
+    [1, 4, 1, 5]
     """
 
     def __init__(

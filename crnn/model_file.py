@@ -85,6 +85,13 @@ def load(path: str | os.PathLike[str]) -> LanguageModel:
         The file cannot be read.
     crnn.model_file.ModelFileError
         It is no crnn model, is truncated or damaged, or needs a newer crnn. A ValueError.
+
+    Examples
+    --------
+    >>> import crnn
+    >>> crnn.LanguageModel(9, "lstm", hidden_size=5, rng=0).save("model.safetensors")
+    >>> crnn.load("model.safetensors")
+    LanguageModel(9 words one-hot, lstm 1 x 5, float32, 374 parameters)
     """
     with open(path, "rb"):  # a missing or forbidden file is an OSError, not a damaged model
         pass
