@@ -79,7 +79,7 @@ class ProgressBar(Callback):
             return
         from tqdm import tqdm
 
-        class Bar(tqdm):  # type: ignore[type-arg]
+        class Bar(tqdm):
             monitor_interval = 0  # no thread that watches for stalled bars: `on_step` decides when to draw
 
         self._bar = Bar(

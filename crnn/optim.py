@@ -317,10 +317,12 @@ class Adam(Optimizer):
         return 0.0
 
     def _dense(self, p: Array, g: Array, moments: list[Array], rate: float) -> None:
-        _kernels.adam(p, g, *moments, rate, *self.betas, self.eps, self.steps, self._decoupled_decay)
+        m, v = moments
+        _kernels.adam(p, g, m, v, rate, *self.betas, self.eps, self.steps, self._decoupled_decay)
 
     def _rows(self, p: Array, ids: NDArray[np.int64], g: Array, moments: list[Array], rate: float) -> None:
-        _kernels.adam_rows(p, ids, g, *moments, rate, *self.betas, self.eps, self.steps, self._decoupled_decay)
+        m, v = moments
+        _kernels.adam_rows(p, ids, g, m, v, rate, *self.betas, self.eps, self.steps, self._decoupled_decay)
 
 
 class AdamW(Adam):

@@ -192,12 +192,16 @@ class Trainer:
             Arguments that cannot be.
         """
         self._check_data(train, valid)
-        self.train, self.valid = train, valid
         epochs = whole_number(epochs, "epochs")
+        last_step = math.inf if max_steps is None else whole_number(max_steps, "max_steps")
+        deadline = math.inf if max_seconds is None else time.monotonic() + ranges.positive("max_seconds", max_seconds)
+        self.train, self.valid = train, valid
         self._reseed()
         if resume is None:
             train.position = 0
             self._forget_epoch()
+            if self.history:  # an epoch that a limit cut short is not begun again
+                self.epochs_done = self.history[-1]["epoch"]
             self.epochs = self.epochs_done + epochs
             self.kept = None
             self._keep(None)
@@ -207,8 +211,6 @@ class Trainer:
             restore(resume, self)
             self.epochs = epochs
         self.history.stopped = self._stop_reason = ""
-        last_step = math.inf if max_steps is None else whole_number(max_steps, "max_steps")
-        deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
         reason = "failed"
         try:
             with Interrupt() as interrupt:

@@ -276,6 +276,13 @@ def test_step_limit_records_the_part_of_the_epoch(sentences) -> None:
     assert history[1]["tokens"] == sum(len(s) - 1 for s in sentences[:3])
 
 
+def test_a_fit_after_a_step_limit_begins_the_next_epoch(sentences) -> None:
+    trainer = Trainer(Bigram(WORDS))
+    trainer.fit(Sentences(sentences), epochs=5, max_steps=11)
+    assert trainer.fit(Sentences(sentences), epochs=1).column("epoch") == [1, 2, 3]
+    assert trainer.step == 19
+
+
 def test_time_limit(sentences) -> None:
     history = Trainer(Bigram(WORDS)).fit(Sentences(sentences), epochs=10**6, max_seconds=0.2)
     assert history.stopped == "time limit"
@@ -427,6 +434,10 @@ def test_data_are_checked(sentences, text) -> None:
         trainer.fit(Stream(text, 4))
     with pytest.raises(ValueError, match="epochs"):
         trainer.fit(Sentences(sentences), epochs=0)
+    with pytest.raises(ValueError, match="max_seconds"):
+        trainer.fit(Sentences(sentences), max_seconds=0.0)
+    with pytest.raises(ValueError, match="max_steps"):
+        trainer.fit(Sentences(sentences), max_steps=0)
     with pytest.raises(ValueError, match="keep_best"):
         Trainer(Bigram(WORDS), keep_best=True).fit(Sentences(sentences))
 
