@@ -16,6 +16,9 @@ from tolerances import assert_close
 import crnn
 from crnn.interop.keras import from_file, from_weights, to_file, to_weights
 
+# Keras' variables convert to arrays in the way NumPy 1 wanted it
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 KINDS = {
     "rnn": (crnn.RNN, {}),
     "lstm": (crnn.LSTM, {}),
