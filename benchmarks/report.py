@@ -63,6 +63,8 @@ def markdown(run: dict[str, Any]) -> str:
                         "Memory, MB: the parameters, and what the first training call adds to them.",
                         _memory(chosen),
                     ]
+                if group == "step":
+                    parts += ["Single calls, microseconds: median / 99th percentile.", _latency(chosen)]
     reasons = [(r["name"], peer, why) for r in records for peer, why in r["refused"].items() if "disagrees" in why]
     refused = sorted({f"- {name}: {peer}: {why}" for name, peer, why in reasons})
     if refused:
@@ -149,6 +151,19 @@ def _memory(records: list[Record]) -> str:
     return "\n".join(rows)
 
 
+def _latency(records: list[Record]) -> str:
+    pairs = [(peer, variant) for record in records for peer in PEERS for variant in record["peers"].get(peer, {})]
+    columns = list(dict.fromkeys(pairs))
+    rows = [f"| cell | shape | {' | '.join(f'{peer} {variant}' for peer, variant in columns)} |"]
+    rows.append("|---|---|" + "--:|" * len(columns))
+    for record in records:
+        workload = workload_of(record)
+        timed = [record["peers"].get(peer, {}).get(variant, {}) for peer, variant in columns]
+        cells = [f"{1e6 * t['p50']:.1f} / {1e6 * t['p99']:.1f}" if "p99" in t else "-" for t in timed]
+        rows.append(f"| {workload.cell} | {workload.shape} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def write_plots(run: dict[str, Any], folder: Path) -> list[Path]:
     """Draw every plot for which there are records, at the largest thread count; return the files."""
     import matplotlib
@@ -204,27 +219,31 @@ def _bars(records: list[Record], threads: int, path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     cells = [cell for cell in ("rnn", "lstm", "gru") if any(workload_of(r).cell == cell for r in records)]
+    peers = [peer for peer in PEERS if any(peer in record["peers"] for record in records)]
     figure, axes = plt.subplots(len(cells), 1, figsize=(10, 2.9 * len(cells)), layout="constrained", squeeze=False)
-    unit, value, _ = measure_of(workload_of(records[0]))
+    unit, value, style = measure_of(workload_of(records[0]))
+    short = style.replace(".1f", ".0f").replace(".2f", ".1f")
+    width = 0.84 / len(peers)
     for axis, cell in zip(axes[:, 0], cells, strict=True):
         some = [record for record in records if workload_of(record).cell == cell]
-        peers = [peer for peer in PEERS if any(peer in record["peers"] for record in some)]
-        width = 0.8 / len(peers)
         for k, peer in enumerate(peers):
-            points = [(x, seconds(record, peer)) for x, record in enumerate(some)]
-            places = [x + (k - (len(peers) - 1) / 2) * width for x, time in points if time]
-            heights = [value(some[x], time) for x, time in points if time]
-            axis.bar(places, heights, width, label=peer, color=COLOURS[peer])
+            times = [(x, seconds(record, peer)) for x, record in enumerate(some)]
+            points = [(x + (k - (len(peers) - 1) / 2) * width, value(some[x], time)) for x, time in times if time]
+            if points:
+                bars = axis.bar(*zip(*points, strict=True), width, color=COLOURS[peer])
+                axis.bar_label(bars, [format(height, short) for _, height in points], fontsize=6)
         if unit == "GFLOP/s" and all(record["peak"] for record in some):
-            peak = max(record["peak"] for record in some)
-            axis.axhline(peak, color="black", linewidth=1, linestyle="--", label="peak")
-        elif unit == "words/s":
-            axis.set_yscale("log")
+            axis.axhline(max(record["peak"] for record in some), color="black", linewidth=1, linestyle="--")
         labels = [workload_of(record).shape.replace(", ", "\n") for record in some]
         axis.set_xticks(range(len(some)), labels, fontsize=7)
+        axis.set_xlim(-0.5, len(some) - 0.5)
+        axis.margins(y=0.12)
         axis.set_ylabel(unit)
         axis.set_title(f"{cell.upper()}, {_threads(threads)}", fontsize=10)
-    axes[0, 0].legend(fontsize=7, ncols=7)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[peer], label=peer) for peer in peers]
+    if unit == "GFLOP/s":
+        handles.append(plt.Line2D([], [], color="black", linewidth=1, linestyle="--", label="multiply-add peak"))
+    figure.legend(handles=handles, fontsize=8, ncols=len(handles), loc="outside upper center")
     return _save(figure, path)
 
 
@@ -251,6 +270,9 @@ def _curves(records: list[Record], attribute: str, label: str, threads: int, pat
             axis.axhline(peak, color="black", linewidth=1, linestyle="--", label="peak")
         axis.set_xscale("log", base=2 if attribute != "vocabulary" else 10)
         axis.set_xlabel(label)
+        if by_window:
+            axis.set_xticks(sorted({workload_of(r).window for r in some} - {0}))
+            axis.xaxis.set_major_formatter("{x:g}")
         axis.set_ylabel("ms per forward and backward" if by_window else unit)
         axis.set_ylim(bottom=0)
         axis.set_title(f"{cell.upper()}, {_threads(threads)}", fontsize=10)

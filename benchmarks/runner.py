@@ -28,6 +28,7 @@ TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 # Settings of the shell that would favour or handicap one peer.
 DROPPED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "XLA_FLAGS")
 COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CRNN_NUM_THREADS")
+SINGLE_STEPS = 3000
 PAUSE = 0.02  # seconds between peers, in which the threads of the last one stop spinning
 
 
@@ -150,7 +151,8 @@ class Runner:
             ``rounds``, ``parameters`` (bytes), ``refused`` (variant -> why it was not timed) and ``peers``: name ->
             variant -> ``seconds`` (median of all samples), ``spread`` (median absolute deviation), ``best``
             (fastest), ``calls``, ``rounds`` (median of each), ``stolen`` (seconds), ``error`` (largest difference
-            from the float64 reference) and, for streams, ``grown`` (bytes that the first call adds at most).
+            from the float64 reference), for streams ``grown`` (bytes that the first call adds at most) and for steps
+            ``p50`` and ``p99`` (seconds of a single call).
         """
         data = arrays(workload)
         given = Path(self.folder.name) / "arrays.npz"
@@ -184,6 +186,10 @@ class Runner:
                 record["samples"] += answer["samples"]
                 record["stolen"] += answer["stolen"]
             peaks.append(self.peak(workload.dtype, 0.05))
+        if workload.kind == "step":
+            for (peer, variant), record in results.items():
+                time.sleep(PAUSE)
+                record |= self.workers[peer].ask("latency", variant=variant, count=SINGLE_STEPS)
         peers: dict[str, dict[str, Any]] = {}
         for (peer, variant), record in results.items():
             peers.setdefault(peer, {})[variant] = summary(record)

@@ -78,6 +78,22 @@ class Worker:
             gc.enable()
         return {"samples": samples, "stolen": _stolen() - steal}
 
+    def latency(self, variant: str, count: int) -> dict[str, Any]:
+        """Time ``count`` single steps, one by one; return the median and the 99th percentile in seconds."""
+        one, clock = self.cases[variant].one, time.perf_counter
+        if one is None:
+            return {}
+        samples = np.empty(count)
+        gc.disable()
+        try:
+            for k in range(-200, count):  # the first 200 warm up: their places are overwritten
+                begin = clock()
+                one()
+                samples[k] = clock() - begin
+        finally:
+            gc.enable()
+        return {"p50": float(np.percentile(samples, 50)), "p99": float(np.percentile(samples, 99))}
+
     def peak(self, dtype: str, seconds: float) -> dict[str, Any]:
         """Measure the multiply-add peak of all threads, in GFLOP/s."""
         from crnn import _kernels

@@ -30,7 +30,10 @@ class Case:
         Does the work of one timed call and waits until it is finished.
     result
         Computes, from the initial weights, what has to agree between peers: name -> array.
+    one
+        A single step that carries its state on, for ``step`` workloads: its latencies are told one by one.
     """
 
     run: Callable[[], object]
     result: Callable[[], dict[str, np.ndarray]]
+    one: Callable[[], object] | None = None
