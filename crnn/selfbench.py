@@ -100,7 +100,7 @@ def _step(cell: str, width: int, dtype: Any, seconds: float) -> Timing:
 def _model(cell: str, dtype: Any, seconds: float) -> Timing:
     import crnn
 
-    options = {"reset_after": True, "z_weighs": "state"} if cell == "gru" else {}
+    options: dict[str, Any] = {"reset_after": True, "z_weighs": "state"} if cell == "gru" else {}
     model = crnn.LanguageModel(VOCABULARY, cell, HIDDEN, bias=False, dtype=dtype, rng=0, **options)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, WORDS + 1)
     window = crnn.bptt.Window(WINDOW)
