@@ -163,6 +163,7 @@ class WordNetwork:
         """
         if scale is not None and not 0.0 < scale < math.inf:
             raise ValueError(f"scale: got {scale}, wanted a positive, finite number")
+        c = self.configuration
         generator = np.random.default_rng(rng)
         for name, view in self.parameters.items():
             if scale is not None:
@@ -171,13 +172,10 @@ class WordNetwork:
                 _draw(view, _EMBEDDING_BOUND, generator)
             elif name == "output.bias":
                 view[...] = 0.0
+            elif name == "rnn.weight_ih_l0" and c.onehot:
+                initialise(view, c.vocabulary_size, generator)
             else:
-                fan = self.configuration.vocabulary_size if view is self._onehot_weights else None
-                initialise(view, fan or self.configuration.hidden_size, generator)
-
-    @property
-    def _onehot_weights(self) -> Array | None:
-        return self.parameters["rnn.weight_ih_l0"] if self.configuration.onehot else None
+                initialise(view, c.hidden_size, generator)
 
     def new_gradients(self) -> GradientSet:
         """Room for this model's gradients."""

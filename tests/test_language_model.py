@@ -153,6 +153,21 @@ def test_fused_step_scales_the_gradient_and_continues_the_state() -> None:
     assert loss == pytest.approx(make(cell="lstm", num_layers=2, embedding_size=4).total_loss(XS, YS), rel=1e-12)
 
 
+def test_a_step_of_rate_zero_changes_nothing() -> None:
+    model = make(cell="gru")
+    before = model.parameters.flat.copy()
+    assert model.sgd_step(XS, YS, 0.0) == model.total_loss(XS, YS)
+    np.testing.assert_array_equal(model.parameters.flat, before)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_the_smallest_model_there_is(cell: str) -> None:
+    model = crnn.LanguageModel(1, cell, 1, rng=0)
+    assert model.loss([0], [0]) == 0.0
+    assert model.probabilities([0, 0]).tolist() == [[1.0], [1.0]]
+    assert model.gradient_check([0, 0], [0, 0], Window(1)).passed
+
+
 @pytest.mark.parametrize("words", WORD_FORMS)
 def test_padding_of_the_flat_buffer_stays_zero(words: str) -> None:
     model = make(cell="gru", **WORD_FORMS[words])
