@@ -24,10 +24,14 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     options.add_argument("--only", default="", metavar="GROUPS", help="comma-separated; " + ", ".join(groups()))
     options.add_argument("--match", default="", metavar="TEXT", help="only names that contain this, e.g. gru-b20")
-    options.add_argument("--threads", default=str(machine.processors()), help="one count or several: 2,1")
-    options.add_argument("--peers", default=",".join(PEERS), help="default: all that are installed")
-    options.add_argument("--rounds", type=int, default=7)
-    options.add_argument("--seconds", type=float, default=0.15, help="per peer and round")
+    options.add_argument(
+        "--threads", type=machine.thread_counts, default=str(machine.processors()), help="one count or several: 2,1"
+    )
+    options.add_argument(
+        "--peers", type=machine.peer_names, default=",".join(PEERS), help="default: all that are installed"
+    )
+    options.add_argument("--rounds", type=int, choices=range(1, 100), metavar="N", default=7)
+    options.add_argument("--seconds", type=machine.positive, default=0.15, help="per peer and round")
     options.add_argument("--quick", action="store_true", help="3 rounds of 0.05 s")
     options.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of results.json, README.md, plots")
     options.add_argument("--resume", action="store_true", help="skip what the folder's results.json already holds")
@@ -82,12 +86,12 @@ def measure(given: argparse.Namespace, run: dict[str, Any], path: Path) -> None:
     run["machine"] = machine.describe()
     if warning := machine.busy():
         print(f"benchmarks: {warning}", file=sys.stderr)
-    for threads in map(int, given.threads.split(",")):
+    for threads in given.threads:
         done = {(r["name"], r["threads"]) for r in run["records"]} if given.resume else set()
         todo = [workload for workload in chosen(given) if (workload.name, threads) not in done]
         if not todo:
             continue
-        wanted = [peer for peer in given.peers.split(",") if any(not w.peers or peer in w.peers for w in todo)]
+        wanted = [peer for peer in given.peers if any(not w.peers or peer in w.peers for w in todo)]
         with Runner(wanted, threads, rounds, time, given.python) as runner:
             for peer, reason in runner.missing.items():
                 print(f"{peer} takes no part: {reason}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""The machine and the checkout that figures belong to."""
+"""The machine and the checkout that figures belong to, and options that depend on them."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import platform
@@ -9,12 +10,42 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import PEERS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def processors() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def thread_counts(text: str) -> list[int]:
+    """Read ``2,1``; raise argparse's error unless every count is from 1 to the number of processors."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if not all(1 <= count <= processors() for count in counts):
+        raise argparse.ArgumentTypeError(f"wanted counts from 1 to {processors()}, comma-separated, got {text!r}")
+    return counts
+
+
+def peer_names(text: str) -> list[str]:
+    """Read ``torch,jax``; raise argparse's error for a peer that there is not."""
+    names = [name for name in text.split(",") if name]
+    unknown = sorted(set(names) - set(PEERS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"wanted some of {', '.join(PEERS)}, got {', '.join(unknown)}")
+    return names
+
+
+def positive(text: str) -> float:
+    """Read a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"wanted a number above 0, got {text}")
+    return value
 
 
 def busy() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks.machine import busy, processors
+from benchmarks.machine import busy, peer_names, positive, processors, thread_counts
 from benchmarks.runner import Runner
 from benchmarks.workloads import CELLS, Workload
 
@@ -21,10 +21,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--shortest", type=int, default=0, help="ragged batch: shortest sequence, time is the longest")
     options.add_argument("--window", type=int, default=0, help="truncation Window(k) of the backward pass")
     options.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    options.add_argument("--threads", default=str(processors()), help="one count or several: 1,2")
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--seconds", type=float, default=0.15, help="per peer and round")
-    options.add_argument("--peers", default="", help="peers beside crnn: torch,jax,onnxruntime,keras")
+    options.add_argument("--threads", type=thread_counts, default=str(processors()), help="one count or several: 1,2")
+    options.add_argument("--rounds", type=int, choices=range(1, 100), metavar="N", default=5)
+    options.add_argument("--seconds", type=positive, default=0.15, help="per peer and round")
+    options.add_argument("--peers", type=peer_names, default="", help="peers beside crnn: torch,jax,onnxruntime,keras")
     options.add_argument("--python", default=sys.executable, help="interpreter of the peers")
     return options
 
@@ -39,9 +39,9 @@ def main() -> int:
     )  # fmt: skip
     if warning := busy():
         print(warning, file=sys.stderr)
-    peers = ["crnn", *(peer for peer in given.peers.split(",") if peer)]
+    peers = ["crnn", *(peer for peer in given.peers if peer != "crnn")]
     failed = False
-    for threads in map(int, given.threads.split(",")):
+    for threads in given.threads:
         with Runner(peers, threads, given.rounds, given.seconds, given.python) as runner:
             record = runner.measure(workload)
             print(f"{workload.cell} {workload.shape} {workload.dtype}, {threads} threads, "

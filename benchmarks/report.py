@@ -169,7 +169,7 @@ def write_plots(run: dict[str, Any], folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    records: list[Record] = run["records"]
+    records: list[Record] = [record for record in run["records"] if record["peers"]]
     if not records:
         return []
     threads = max(record["threads"] for record in records)

@@ -179,3 +179,11 @@ def test_command_lists_and_refuses(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "stp", "--list"])
     assert command.main() == 2
     assert "unknown groups stp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--threads", "0"], ["--peers", "tensorflow"], ["--seconds", "-1"]])
+def test_command_refuses_impossible_options(monkeypatch, capsys, options):
+    monkeypatch.setattr("sys.argv", ["benchmarks", *options])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert options[1] in capsys.readouterr().err
