@@ -1,7 +1,7 @@
 # Shortcuts for people who work on crnn; CONTRIBUTING.md says what each is for.
 PYTHON ?= python3
 
-.PHONY: dev build test lint ctest asan wheel ci clean
+.PHONY: dev build test lint ctest asan docs wheel ci clean
 dev:            ## editable install with everything the tests use
 	$(PYTHON) -m pip install -e '.[test,plot,keras]'
 
@@ -20,6 +20,9 @@ ctest:          ## the C core alone
 
 asan:           ## the same under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(MAKE) -C csrc asan
+
+docs:           ## docs/cli.md and docs/api.md from the code
+	PYTHONPATH=. $(PYTHON) docs/generate.py
 
 wheel:
 	$(PYTHON) -m build

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import ast
+import csv
+import importlib.util
 import re
+import types
 from pathlib import Path
 
 import pytest
+
+import crnn
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "csrc").glob("*.md")])
@@ -38,7 +42,38 @@ def test_relative_links_lead_somewhere(page):
             assert anchor in anchors, f"{page.name} links to {target}; there are {sorted(anchors)}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_examples_are_python(page):
+COMMENTS = [
+    "I think this is the best thing ever. Thanks for sharing!",
+    "No, it isn't. Have you read the article, or only the title?",
+    "The article says that it was written by a machine. That explains a lot.",
+    "Well... you could say that. I like it anyway, and I think you should too.",
+    "Thanks, I had no idea. Is there more of this somewhere?",
+]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in text_of(p)], ids=lambda page: page.name)
+def test_python_examples_run(page, tmp_path, monkeypatch, threads):
+    """All blocks of a page in order in one session, beside a file comments.csv."""
+    monkeypatch.chdir(tmp_path)
+    with open("comments.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["body"], *([comment] for comment in 4 * COMMENTS)])
+    session: dict[str, object] = {}
     for block in re.findall(r"^```python\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL):
-        ast.parse(block)
+        exec(compile(block, str(page), "exec"), session)
+
+
+@pytest.mark.parametrize("name", ["cli.md", "api.md"])
+def test_generated_pages_are_what_the_code_says(name):
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    page = text_of(ROOT / "docs" / name)
+    assert page == generate.PAGES[name](), f"docs/{name} is out of date: run python docs/generate.py"
+
+
+def test_every_public_module_has_its_section():
+    api = text_of(ROOT / "docs" / "api.md")
+    for name in crnn.__all__:
+        if isinstance(getattr(crnn, name), types.ModuleType):
+            assert f"## crnn.{name}" in api, f"docs/generate.py leaves out crnn.{name}"
