@@ -34,7 +34,7 @@ describe_machine() {
     grep -m1 'model name' /proc/cpuinfo || true
     echo "cores: $(nproc)"
     "$python" --version
-    "$python" .ci/isas.py machine
+    "$python" .ci/isas.py
 }
 
 # A compiler, Python's headers and the venv module are all that a fresh Debian or Ubuntu may lack.
