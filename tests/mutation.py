@@ -1,0 +1,254 @@
+"""Mutation check: does the suite notice when a sign in a kernel is wrong?
+
+    python tests/mutation.py --list                  what would be changed
+    python tests/mutation.py                         all of it (about 5 s for each change)
+    python tests/mutation.py --only lstm --limit 10
+
+Not part of the normal test run. The tree is copied to a temporary folder and only the copy is changed: one arithmetic
+operator, constant or condition of the C core at a time. The copy is rebuilt, for one instruction set and without
+optimisation (the kernels are one source for all sets), and the tests that cover the file must fail. A mutant that
+survives is either a hole in the suite or an equivalent formula; EQUIVALENT below names the latter, with the reason.
+exp, tanh and sigmoid are held to a few ULP by the C tests and are left out here, but for their signs.
+
+Needs the build requirements (setuptools, Cython, a C compiler) in the running Python. Exit status: 0 all killed,
+1 survivors, 2 the unchanged tree does not build or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+QUICK = "test_gradients.py::test_gradients_agree_with_the_oracle"
+CELLS = (QUICK, "test_gradients.py", "test_layers_numeric.py")
+KERNELS = (QUICK, "test_kernels.py", "test_layers_numeric.py", "test_invariants.py", "test_gradients.py")
+SOFTMAX = ("test_output_layer.py",)
+OPTIM = ("test_optim_kernels.py", "test_kernels.py")
+
+# Files whose every arithmetic operator is changed in turn (on lines that match the pattern), and the tests that must
+# notice, the quickest first.
+EVERY_OPERATOR = {
+    "csrc/cells/rnn.h": (r"RNN_CELL\((tanh|sigmoid|relu)", CELLS),
+    "csrc/cells/lstm.h": (r"", CELLS),
+    "csrc/cells/gru.h": (r"", CELLS),
+    "csrc/optim/rules.h": (r"RULE_ROW\((?!name)|^ +[ps][12]?\[i\]|q\.(decay|bias[12]) = ", OPTIM),
+}
+
+# Elsewhere most arithmetic is on indices, where a flipped sign only crashes: these changes are chosen by hand.
+BY_HAND: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("csrc/simd/math.h", "at_most(at_least(-x,", "at_most(at_least(x,", CELLS),
+    ("csrc/simd/math.h", "return copysign_of(-m / ((T)2 + m), x);", "return -m / ((T)2 + m);", CELLS),
+    ("csrc/sequence/forward.h", "x[k] *= mask[k]", "x[k] += mask[k]", KERNELS),
+    ("csrc/sequence/forward.h", "bias_hh_slot[g] * s->Hp + k] += ", "bias_hh_slot[g] * s->Hp + k] -= ", CELLS),
+    ("csrc/sequence/backward.h", "mask ? dx[k] * mask[k] : dx[k]", "dx[k]", KERNELS),
+    ("csrc/sequence/backward.h", "|| r < loss_row", "", KERNELS),
+    ("csrc/sequence/backward.h", "length > loss_lo &&", "", KERNELS),
+    ("csrc/sequence/backward.h", "&& length <= hi", "", KERNELS),
+    ("csrc/sequence/backward.h", "dst[k] += src[k]", "dst[k] = src[k]", KERNELS),
+    (
+        "csrc/sequence/backward.h",
+        "input_gradient(call, q, r0, r1, e > 0)",
+        "input_gradient(call, q, r0, r1, 0)",
+        KERNELS,
+    ),
+    (
+        "csrc/sequence/weights.h",
+        "input_gradient(call, e, lo, hi, e > 0)",
+        "input_gradient(call, e, lo, hi, 0)",
+        KERNELS,
+    ),
+    ("csrc/sequence/weights.h", "B_candidate && g == 2", "B_candidate && g == 1", KERNELS),
+    ("csrc/sequence/weights.h", "if (!accumulate) out[q] = 0;", "out[q] = 0;", KERNELS),
+    ("csrc/sequence/weights.h", "end > args->k2 ? end - args->k2 : 0", "start", KERNELS),
+    ("csrc/sequence/weights.h", "end > args->k2 ? end - args->k2 : 0", "0", KERNELS),
+    ("csrc/sequence/weights.h", "&& s->length[i] == 0", "", KERNELS),
+    ("csrc/sequence/window.h", "if (j > 0) add_rows_to", "if (j > 1) add_rows_to", KERNELS),
+    ("csrc/sequence/window.h", "add_rows_to(back->dh0, back->next, n0, s->ldh);", "", KERNELS),
+    ("csrc/sequence/window.h", "add_rows_to(back->dc0, back->dc_next, n0, s->ldh)", "(void)n0", KERNELS),
+    ("csrc/sequence/window.h", "j + 1 == k", "j + 2 == k", KERNELS),
+    (
+        "csrc/output/softmax.h",
+        "hit = (double)row[target] - (double)top",
+        "hit = (double)row[target] + (double)top",
+        SOFTMAX,
+    ),
+    ("csrc/output/softmax.h", "return log(sum) - hit;", "return log(sum) + hit;", SOFTMAX),
+    ("csrc/output/softmax.h", "v_exp(load(row + v) - top)", "v_exp(load(row + v))", SOFTMAX),
+    ("csrc/output/softmax.h", "row[target] -= scale", "row[target] += scale", SOFTMAX),
+    ("csrc/output/softmax.h", "(T)((double)scale / sum)", "(T)(1.0 / sum)", SOFTMAX),
+    ("csrc/output/softmax.h", "if (update) bias[c] -= ", "if (update) bias[c] += ", SOFTMAX),
+    ("csrc/output/softmax.h", "(call->add ? bias[c] : 0) + ", "", SOFTMAX),
+    ("csrc/output/softmax.h", "(T)-args->rate * h[k]", "(T)args->rate * h[k]", SOFTMAX),
+    ("csrc/output/softmax.h", "args->accumulate || first > 0", "first > 0", SOFTMAX),
+    ("csrc/output/softmax.h", "args->accumulate || first > 0", "args->accumulate", SOFTMAX),
+    (
+        "csrc/output/softmax.h",
+        "part + r * call->ldh + k, call->ldh, v > from",
+        "part + r * call->ldh + k, call->ldh, 0",
+        SOFTMAX,
+    ),
+)
+
+# (file, code of the line before the change, after it) -> why it computes the same.
+EQUIVALENT: dict[tuple[str, str, str], str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    path: str
+    line: int  # from 1
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.before.strip()}  ->  {self.after.strip()}"
+
+
+def hidden(line: str) -> str:
+    """The line with everything that is not arithmetic on values blanked out: addresses, comments, loop heads."""
+    if re.match(r"\s*(for|while|#|/?\*|//|static|NOINLINE|INLINE|size_t|const T \*|T \*)", line):
+        return " " * len(line)
+    line = re.sub(r"/\*.*?\*/", lambda m: " " * len(m.group()), line)
+    out = list(line)
+    for call in re.finditer(r"\b(load|store|load_part|store_part)\(", line):
+        depth, at = 1, call.end()
+        while at < len(line) and depth:
+            depth += {"(": 1, ")": -1}.get(line[at], 0)
+            if depth == 1 and line[at] == "," and call.group(1).startswith("store"):
+                break  # what is stored is arithmetic again
+            at += 1
+        out[call.end() : at] = " " * (at - call.end())
+    for index in re.finditer(r"\[[^\]]*\]", line):
+        out[index.start() : index.end()] = " " * len(index.group())
+    return "".join(out)
+
+
+CHANGES = (
+    (r" \+ ", " - "),
+    (r" - ", " + "),
+    (r" \+= ", " -= "),
+    (r" -= ", " += "),
+    (r"(?<=[\w)]) \*[ (]", lambda found: " + " + found.group()[2:].strip()),
+    (r"(?<=[=(,]) ?-(?=[a-z])", " "),
+    (r"\bz_state \?", "!z_state ?"),
+    (r"\(T\)1\b", "(T)2"),
+    (r" > ", " < "),
+)
+
+
+def mutants_of(path: str, lines: str, tests: tuple[str, ...]) -> Iterator[Mutant]:
+    for number, line in enumerate((ROOT / path).read_text(encoding="utf-8").splitlines(), 1):
+        if not re.search(lines, line):
+            continue
+        visible = hidden(line)
+        for pattern, replacement in CHANGES:
+            for found in re.finditer(pattern, visible):
+                new = replacement if isinstance(replacement, str) else replacement(found)
+                yield Mutant(path, number, line, line[: found.start()] + new + line[found.end() :], tests)
+
+
+def all_mutants() -> list[Mutant]:
+    mutants = [mutant for path, how in EVERY_OPERATOR.items() for mutant in mutants_of(path, *how)]
+    for path, before, after, tests in BY_HAND:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        if text.count(before) != 1:
+            raise SystemExit(f"{path}: {before!r} stands there {text.count(before)} times, wanted once: update BY_HAND")
+        lines = text[: text.index(before)].count("\n")
+        mutants.append(Mutant(path, lines + 1, before, after, tests))
+    return [m for m in mutants if (m.path, m.before.strip(), m.after.strip()) not in EQUIVALENT]
+
+
+def copy_of_the_tree(folder: Path, isa: str) -> Path:
+    """A checkout to break, set up to build one instruction set only."""
+    tree = folder / "tree"
+    ignore = shutil.ignore_patterns(".git", "build", "*.so", "__pycache__", ".*_cache", "results")
+    shutil.copytree(ROOT, tree, ignore=ignore)
+    setup = tree / "setup.py"
+    text = setup.read_text(encoding="utf-8")
+    isas = f'ARCHITECTURE_ISAS = dict.fromkeys(("x86_64", "aarch64"), ["{isa}"])'
+    for pattern, replacement in ((r"ARCHITECTURE_ISAS = \{.*?\n\}", isas), (r'"-O\d"', '"-O0"')):
+        text, changed = re.subn(pattern, replacement, text, flags=re.DOTALL)
+        if not changed:
+            raise SystemExit(f"setup.py has nothing like {pattern} any more: update copy_of_the_tree")
+    setup.write_text(text, encoding="utf-8")
+    return tree
+
+
+def build(tree: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+
+
+def run_tests(tree: Path, tests: tuple[str, ...], isa: str) -> subprocess.CompletedProcess[str]:
+    files = [f"tests/{name}" for name in tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *files]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["CRNN_ISA"] = isa
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False, timeout=1800)
+
+
+def verdict(tree: Path, mutant: Mutant, isa: str) -> str:
+    """ "killed", "killed (does not build)" or "SURVIVED"; the tree is as before afterwards."""
+    target = tree / mutant.path
+    original = target.read_text(encoding="utf-8")
+    lines = original.split("\n")
+    place = sum(len(line) + 1 for line in lines[: mutant.line - 1])
+    at = original.index(mutant.before, place)
+    target.write_text(original[:at] + mutant.after + original[at + len(mutant.before) :], encoding="utf-8")
+    try:
+        if build(tree).returncode != 0:
+            return "killed (does not build)"
+        return "killed" if run_tests(tree, mutant.tests, isa).returncode != 0 else "SURVIVED"
+    finally:
+        target.write_text(original, encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose description contains TEXT")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N mutants, spread over the list")
+    parser.add_argument("--isa", default="scalar", help="the instruction set to build and run (default: scalar)")
+    options = parser.parse_args()
+    mutants = [mutant for mutant in all_mutants() if options.only in str(mutant)]
+    if options.limit and len(mutants) > options.limit:
+        mutants = mutants[:: -(-len(mutants) // options.limit)]
+    if options.list:
+        print(*mutants, f"{len(mutants)} mutants", sep="\n")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="crnn-mutation-") as folder:
+        tree = copy_of_the_tree(Path(folder), options.isa)
+        first = build(tree)
+        if first.returncode != 0:
+            print(first.stderr, "the unchanged tree does not build", sep="\n")
+            return 2
+        every_test = tuple(dict.fromkeys(name for mutant in mutants for name in mutant.tests))
+        clean = run_tests(tree, every_test, options.isa)
+        if clean.returncode != 0:
+            print(clean.stdout, "the unchanged tree fails its tests", sep="\n")
+            return 2
+        survivors = []
+        for number, mutant in enumerate(mutants, 1):
+            outcome = verdict(tree, mutant, options.isa)
+            print(f"[{number}/{len(mutants)}] {outcome}: {mutant}", flush=True)
+            if outcome == "SURVIVED":
+                survivors.append(mutant)
+    print(f"{len(mutants) - len(survivors)} of {len(mutants)} mutants killed")
+    for mutant in survivors:
+        print(f"SURVIVED: {mutant}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
