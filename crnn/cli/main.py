@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from crnn import __version__
 from crnn.cli import evaluate, export, generate, gradcheck, info, inspect, plot, recipes, train
@@ -38,11 +38,16 @@ A run that fails says why in one line and exits with a code other than 0; CRNN_T
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the options in one line; argparse would print a screen of usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; every command leaves its function in `run`."""
-    parser = argparse.ArgumentParser(
-        prog="crnn", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter
-    )
+    parser = Parser(prog="crnn", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=f"crnn {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for module in (train, evaluate, generate, info, gradcheck, recipes, plot, inspect, export):

@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     quiet = bool(options.quiet)
     set_threads(options)
     recipe = train_options.make_recipe(options)
+    _check_values(recipe)
     out = options.out or Path(_DEFAULT_OUT)
     _check_outputs(options, out)
     files = _files(options)
@@ -120,6 +121,14 @@ def _command_line(options: argparse.Namespace) -> dict[str, Any]:
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
+
+
+def _check_values(recipe: Recipe) -> None:
+    """Find values that make no model or no training before the text is read: make both, with a handful of words."""
+    from crnn.arguments import whole_number
+
+    whole_number(recipe.epochs, "epochs")
+    recipe.trainer(recipe.model(4))
 
 
 def _check_outputs(options: argparse.Namespace, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ def make_recipe(options: argparse.Namespace) -> Recipe:
 
 def final_schedule(options: argparse.Namespace, recipe: Recipe, steps_per_epoch: int) -> schedules.Schedule:
     """The recipe's schedule under --cosine and --warmup, which need to know how long the run is."""
-    schedule = recipe.schedule
+    schedule = copy.deepcopy(recipe.schedule)  # schedules have a memory, recipes are shared
     if options.cosine:
         if options.schedule is not None:
             raise ValueError("--cosine and --schedule both say how the rate falls: give one of them")

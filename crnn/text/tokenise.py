@@ -26,27 +26,9 @@ TRAINING_CHARACTERS = 2_000_000
 # What a short text makes Punkt believe about a word seen once or twice is noise.
 LEAST_OCCURRENCES = 3
 # Known without evidence, so that a prompt or a short text is cut sensibly too.
-_ABBREVIATIONS = frozenset(
-    (
-        "a.m",
-        "al",
-        "approx",
-        "cf",
-        "dr",
-        "e.g",
-        "etc",
-        "gen",
-        "i.e",
-        "inc",
-        "jr",
-        "ltd",
-        "mr",
-        "mrs",
-        "ms",
-        "p.m",
-        "prof",
-    )
-) | {"rep", "rev", "sen", "sr", "st", "u.k", "u.s", "vs"}
+_ABBREVIATIONS = {"a.m", "al", "approx", "cf", "dr", "e.g", "etc", "gen", "i.e", "inc", "jr", "ltd", "mr", "mrs"} | {
+    *("ms", "p.m", "prof", "rep", "rev", "sen", "sr", "st", "u.k", "u.s", "vs")
+}
 _PROGRESS_EVERY = 256
 _WITH_STOP = re.compile(r"[^\s\"'()\[\]{}“”‘’,;:!?]+\.")
 _BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n\s*|\r[ \t]*\r\s*")

@@ -1,0 +1,99 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from cli_runs import fails, run
+
+import crnn
+from crnn.cli import main as program
+
+COMMANDS = ("train", "evaluate", "generate", "info", "gradcheck", "recipes", "plot", "inspect", "export", "benchmark")
+
+
+def test_help_lists_every_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert f"\n    {command}" in out
+    assert "examples:" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert out.startswith(f"usage: crnn {command}")
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[1] == f"crnn {crnn.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["bogus"], "invalid choice: 'bogus'"),
+        (["train", "--lr", "fast"], "argument --lr: invalid float value"),
+        (["train", "--truncate", "0"], "k must be at least 1"),
+        (["train", "--truncate", "some"], "wanted K, full, window:K"),
+        (["train", "--truncate", "chunk:4:2"], "at least k1"),
+        (["train", "--schedule", "step"], "wanted constant, halve"),
+        (["train", "--recipe", "soup"], "invalid choice: 'soup'"),
+        (["generate"], "required: MODEL"),
+        (["inspect", "m"], "--text --file"),
+    ],
+)
+def test_wrong_usage_is_one_line(capsys, arguments, message):
+    line = fails(capsys, *arguments, code=2)
+    assert message in line
+    assert line.endswith("--help)")
+
+
+def test_unexpected_errors_are_one_line_too(capsys, monkeypatch):
+    def broken(options):
+        raise KeyError("inner")
+
+    monkeypatch.setattr("crnn.cli.recipes.run", broken)
+    assert "unexpected KeyError: 'inner'" in fails(capsys, "recipes")
+    monkeypatch.setenv("CRNN_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        program.main(["recipes"])
+
+
+def test_interruption_anywhere(capsys, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crnn.cli.recipes.run", interrupted)
+    code, out, err = run(capsys, "recipes")
+    assert (code, out, err.strip()) == (130, "", "crnn: interrupted")
+
+
+def test_errors_of_several_lines_become_one():
+    assert program.describe(ValueError("first:\n  second\n  third")) == "first:; second; third"
+    assert program.describe(FileNotFoundError(2, "No such file or directory", "x.csv")) == (
+        "x.csv: no such file or directory"
+    )
+    assert program.describe(MemoryError()) == "not enough memory"
+
+
+def test_the_module_is_the_program_and_survives_a_closed_pipe():
+    command = f'"{sys.executable}" -m crnn recipes | "{sys.executable}" -c "import sys; sys.stdin.read(1)"'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ.copy(), check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_warnings_are_lines_of_ours(capsys, monkeypatch):
+    import warnings
+
+    def warns(options):
+        warnings.simplefilter("always")
+        warnings.warn("mind the gap", RuntimeWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("crnn.cli.recipes.run", warns)
+    assert run(capsys, "recipes") == (0, "", "crnn: warning: mind the gap\n")
