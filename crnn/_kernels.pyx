@@ -612,7 +612,7 @@ def available_isas():
 
 def set_isa(str name):
     if name not in available_isas():
-        raise RuntimeError(f"instruction set {name!r} is not available here; there are: {', '.join(available_isas())}")
+        raise ValueError(f"instruction set {name!r} is not available here; there are: {', '.join(available_isas())}")
     check(crnn_isa_set(name.encode()))
 
 

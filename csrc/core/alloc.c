@@ -7,12 +7,13 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define CACHE_BLOCKS 8
+#define CACHE_BLOCKS 16
 #define CACHE_BYTES ((size_t)192 << 20)
 
 typedef struct {
     void *raw;
-    size_t bytes; /* of the aligned part */
+    size_t bytes;       /* of the aligned part */
+    unsigned long born; /* when it entered the cache */
 } block_head;
 
 static void *(*user_allocate)(size_t);
@@ -22,6 +23,7 @@ static struct {
     atomic_flag taken; /* whoever finds it taken does without the cache: no waiting, nothing to repair after a fork */
     void *blocks[CACHE_BLOCKS];
     size_t bytes;
+    unsigned long clock;
 } cache = {.taken = ATOMIC_FLAG_INIT};
 
 static block_head *head_of(void *block) { return (block_head *)block - 1; }
@@ -84,24 +86,46 @@ void *crnn_allocate(size_t bytes)
     char *raw = user_allocate ? user_allocate(total) : malloc(total);
     if (!raw) return NULL;
     char *aligned = (char *)(((uintptr_t)raw + 2 * CRNN_LINE - 1) & ~(uintptr_t)(CRNN_LINE - 1));
-    *head_of(aligned) = (block_head){raw, bytes};
+    *head_of(aligned) = (block_head){raw, bytes, 0};
     return aligned;
+}
+
+static int free_spot(void)
+{
+    for (int i = 0; i < CACHE_BLOCKS; i++)
+        if (!cache.blocks[i]) return i;
+    return -1;
+}
+
+static int oldest_spot(void)
+{
+    int oldest = -1;
+    for (int i = 0; i < CACHE_BLOCKS; i++)
+        if (cache.blocks[i] && (oldest < 0 || head_of(cache.blocks[i])->born < head_of(cache.blocks[oldest])->born))
+            oldest = i;
+    return oldest;
 }
 
 void crnn_release(void *block)
 {
     if (!block) return;
-    if (caching()) {
-        size_t bytes = head_of(block)->bytes;
-        int spot = -1;
-        for (int i = 0; i < CACHE_BLOCKS && spot < 0; i++)
-            if (!cache.blocks[i]) spot = i;
-        if (spot >= 0 && bytes >= 4096 && bytes <= CACHE_BYTES && cache.bytes <= CACHE_BYTES - bytes) {
-            cache.blocks[spot] = block;
-            cache.bytes += bytes;
-            block = NULL;
+    void *dropped[CACHE_BLOCKS];
+    int drops = 0;
+    if (head_of(block)->bytes >= 4096 && head_of(block)->bytes <= CACHE_BYTES && caching()) {
+        /* The oldest make room: sizes that are no longer asked for must not keep others out. */
+        int spot = free_spot();
+        while (spot < 0 || cache.bytes > CACHE_BYTES - head_of(block)->bytes) {
+            spot = oldest_spot();
+            dropped[drops++] = cache.blocks[spot];
+            cache.bytes -= head_of(cache.blocks[spot])->bytes;
+            cache.blocks[spot] = NULL;
         }
+        cache.blocks[spot] = block;
+        cache.bytes += head_of(block)->bytes;
+        head_of(block)->born = cache.clock++;
+        block = NULL;
         atomic_flag_clear(&cache.taken);
     }
+    for (int i = 0; i < drops; i++) give_back(dropped[i]);
     if (block) give_back(block);
 }

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #define MAX_THREADS 64
-#define SPIN_ROUNDS 20000 /* about 50 us of waiting before a worker sleeps, or a barrier yields */
+#define SPIN_ROUNDS 2000 /* some 30 us of waiting before a worker sleeps, or a barrier gives the core away */
 
 struct crnn_team {
     int size;

@@ -32,11 +32,11 @@ typedef struct {
 /* dh (rows, units [u0, u1)) = init + d W, d's gates side by side in rows of gates; in tiles of 4 unit vectors.
  * done, per tile row: the caller's element-wise work on the finished patch. */
 static void product_back(const cell_product *product, size_t H, size_t Hp, size_t ldg, const T *d, const T *pack,
-                         size_t u0, size_t u1, size_t rows, T *out, size_t ldo, const T *init)
+                         size_t u0, size_t u1, size_t rows, T *out, size_t ldo, const T *init, int backwards)
 {
     size_t K = (size_t)product->gates * H;
-    for (size_t u = u0; u < u1; u += 4) {
-        size_t units = u1 - u < 4 ? u1 - u : 4;
+    for (size_t n = 0; u0 + n * 4 < u1; n++) {
+        size_t u = tile_start(u0, u1, 4, n, backwards), units = u1 - u < 4 ? u1 - u : 4;
         const T *b = pack + u * VW * K;
         for (size_t row = 0; row < rows;) {
             size_t mr = next_rows(rows - row, (size_t)tile_rows_max[units]);
@@ -79,7 +79,7 @@ static void reset_rows(const backward_call *call, const layer_run *run, const la
     if (u1 <= u0 || rows == 0) return;
     T *reset = call->reset + row * s->ldh;
     product_back(&s->shape.candidate, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_n, u0, u1, rows, reset,
-                 s->ldh, NULL);
+                 s->ldh, NULL, 0);
     backward_patch patch = {.g = run->gates + gate, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
                             .h_prev = run->h + prev, .dh_prev = dh_prev + col, .d_reset = reset + col, .ldh = s->ldh,
                             .ldr = s->ldh};
@@ -103,14 +103,14 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
         /* At a cut, what would pass on to the state before is written to rows nobody reads afterwards: the range
          * below fills them anew. */
         cell_rows(call, run, back, row, before, rows, u0, u1, dc, dc, dh_prev, dh_prev);
-        if (s->by_units) crnn_barrier(team);
+        if (s->split == BY_UNITS) crnn_barrier(team);
         if (s->shape.candidate.gates) {
             reset_rows(call, run, back, row, before, rows, u0, u1, dh_prev);
-            if (s->by_units) crnn_barrier(team);
+            if (s->split == BY_UNITS) crnn_barrier(team);
         }
         if (!cut && rows)
             product_back(&s->shape.recurrent, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_hh, u0, u1, rows,
-                         dh_prev, s->ldh, dh_prev);
+                         dh_prev, s->ldh, dh_prev, t & 1);
     }
 }
 
@@ -123,13 +123,13 @@ static void input_gradient(const backward_call *call, size_t q, size_t lo, size_
     size_t vectors = (run->input + VW - 1) / VW;
     if (!run->reversed) {
         product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + lo * s->ldg, back->pack_ih, 0, vectors, hi - lo,
-                     call->dx + lo * call->ldx, call->ldx, add ? call->dx + lo * call->ldx : NULL);
+                     call->dx + lo * call->ldx, call->ldx, add ? call->dx + lo * call->ldx : NULL, 0);
         return;
     }
     for (size_t r = lo; r < hi; r++) { /* rows of the reversed direction lie scattered */
         T *dx = call->dx + (size_t)s->flip[r] * call->ldx;
         product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + r * s->ldg, back->pack_ih, 0, vectors, 1, dx,
-                     call->ldx, add ? dx : NULL);
+                     call->ldx, add ? dx : NULL, 0);
     }
 }
 

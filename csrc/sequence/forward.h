@@ -94,14 +94,16 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
     size_t g = (size_t)product->gates, lda = candidate ? s->ldg : s->ldh;
     T *gates = run->gates + (row - gate_base) * s->ldg;
     const T *a = candidate ? gates + 3 * s->Hp : run->h + before * s->ldh;
-    for (size_t u = u0; u < u1; u += product->units) {
+    size_t K = t == 0 && s->zero_start ? 0 : s->H; /* nothing to multiply with a state of zeros */
+    for (size_t n_tile = 0; u0 + n_tile * product->units < u1; n_tile++) {
+        size_t u = tile_start(u0, u1, product->units, n_tile, t & 1);
         size_t units = u1 - u < product->units ? u1 - u : product->units, off[4];
         int nv = tile_offsets(product, s->Hp, u, units, off);
         const T *b = pack + u * g * VW * s->H;
         for (size_t done = 0; done < hi - i0;) {
             size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]);
             T *c = gates + done * s->ldg;
-            tiles[mr][nv](s->H, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off);
+            if (K) tiles[mr][nv](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off);
             size_t col = u * VW, prev = (before + done) * s->ldh + col, next = (s->B + row + done) * s->ldh + col;
             forward_patch patch = {c + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev : NULL, run->h + next,
                                    run->c ? run->c + next : NULL, s->ldh};
@@ -119,6 +121,16 @@ static size_t next_chunk(const run_state *s, size_t t0)
     return t1;
 }
 
+/* This thread's part of packing one weight matrix: the units it will work on itself, or whole tiles for all. */
+static void pack_share(const run_state *s, const cell_product *product, const T *W, size_t K, T *dst, int rank, int size)
+{
+    size_t lo, hi;
+    crnn_share(s->UV, s->split == BY_UNITS ? 1 : product->units, rank, size, &lo, &hi);
+    pack_forward(product, s->H, W, K, K, dst, lo, hi);
+}
+
+#include "small.h"
+
 static void forward_layer(const forward_call *call, size_t l, layer_run *run, int rank, crnn_team *team)
 {
     run_state *s = call->s;
@@ -135,30 +147,27 @@ static void forward_layer(const forward_call *call, size_t l, layer_run *run, in
     }
     share_sequences(s, rank, size, &i0, &i1);
     share_units(s, rank, size, &u0, &u1);
-    const cell_product *pin = &s->shape.input, *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
-    size_t K = run->input;
-    if (s->by_units) lo = u0, hi = u1;
-    if (x) {
-        if (!s->by_units) crnn_share(s->UV, pin->units, rank, size, &lo, &hi);
-        pack_forward(pin, s->H, run->wih, K, K, run->pack_ih, lo, hi);
-    }
-    if (!s->by_units) crnn_share(s->UV, rec->units, rank, size, &lo, &hi);
-    pack_forward(rec, s->H, run->whh, s->H, s->H, run->pack_hh, lo, hi);
-    if (cand->gates) {
-        if (!s->by_units) crnn_share(s->UV, cand->units, rank, size, &lo, &hi);
-        pack_forward(cand, s->H, run->whh, s->H, s->H, run->pack_n, lo, hi);
+    const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
+    if (!s->small) {
+        if (x) pack_share(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);
+        pack_share(s, rec, run->whh, s->H, run->pack_hh, rank, size);
+        if (cand->gates) pack_share(s, cand, run->whh, s->H, run->pack_n, rank, size);
     }
     crnn_barrier(team);
+    if (s->small) {
+        small_loop(s, run, x, ldx, i0, i1, u0, u1, team);
+        return;
+    }
     for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
         t1 = next_chunk(s, t0);
         size_t gate_base = s->keep ? 0 : (size_t)s->offsets[t0];
         project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx);
         for (size_t t = t0; t < t1; t++) {
             forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, i1, u0, u1, 0);
-            if (s->by_units) crnn_barrier(team);
+            if (s->split == BY_UNITS) crnn_barrier(team);
             if (!cand->gates) continue;
             forward_step(s, run, cand, run->pack_n, t, gate_base, i0, i1, u0, u1, 1);
-            if (s->by_units) crnn_barrier(team);
+            if (s->split == BY_UNITS) crnn_barrier(team);
         }
     }
     crnn_barrier(team);
@@ -225,6 +234,7 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
         run->h = take_rows(a, s->B + s->R, s->ldh);
         run->c = s->shape.kind == KIND_LSTM ? take_rows(a, s->B + s->R, s->ldh) : NULL;
         run->bias = TAKE(a, T, (size_t)s->shape.slots * s->Hp);
+        if (s->small) continue;
         run->pack_ih = onehot ? NULL : TAKE(a, T, GH * run->input);
         run->pack_hh = TAKE(a, T, GH * s->H);
         run->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->Hp * s->H) : NULL;
@@ -257,6 +267,8 @@ static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *bat
     if (s->chunk_rows < 48) s->chunk_rows = 48;
     if (s->chunk_rows > s->R) s->chunk_rows = s->R;
     if (s->chunk_rows < s->B) s->chunk_rows = s->B;
+    s->small = s->R <= SMALL_ROWS;
+    s->zero_start = args->h0 == NULL;
     choose_threads(s, stack->input);
     arena measure = {0};
     lay_out(&measure, s, stack, args);

@@ -26,7 +26,10 @@ typedef struct {
     T *masks;                /* (L-1, R, D*H) or null */
     int dense;               /* all sequences have T steps */
     int keep;
-    int threads, by_units;   /* by_units: threads share every row and split the units */
+    int small;               /* so few rows that packing the weights would cost more than it saves (small.h) */
+    int zero_start;          /* no initial state was given */
+    int threads;
+    enum { BY_SEQUENCES, BY_UNITS, ALONE } split; /* how threads share the time loop; all else is shared always */
     size_t chunk_rows;
     layer_run *layers;       /* (L*D) */
 } run_state;
@@ -62,30 +65,31 @@ INLINE size_t block_rows(const run_state *s, size_t t)
 /* Row of the state that enters block t: initial states first, then packed rows. */
 INLINE size_t state_row_before(const run_state *s, size_t t) { return t ? s->B + (size_t)s->offsets[t - 1] : 0; }
 
-/* Work per row and step decides how many threads pay off (a team costs about 2 us to wake, a barrier 0.3 us). */
+/* Rows up to which the weights are used as they lie; packing pays from about this many rows on. */
+#define SMALL_ROWS 8
+
+/* A team costs about 2 us to start and a barrier 0.3 us. Enough sequences: each thread takes some for the whole loop.
+ * Few but wide: all threads take all sequences and some units, meeting once per step; a thread's share of W_hh then
+ * stays in its own cache (Zhang et al., DeepCPU, 2018). Few and narrow: one thread walks the loop alone. */
 static void choose_threads(run_state *s, size_t input)
 {
     double flops = 2.0 * (double)s->R * (double)(s->shape.gates * s->H) * (double)(input + s->H) * (double)s->L;
-    int most = crnn_get_threads();
-    if (flops < 4e5) most = 1;
+    size_t most = (size_t)crnn_get_threads();
+    if (flops < (s->small ? 2e6 : 1e6) || s->UV < most) most = 1;
     double step_flops = 2.0 * (double)s->B * (double)(s->shape.gates * s->H) * (double)s->H;
-    s->by_units = s->B < (size_t)most * 16;
-    if (s->by_units && (step_flops < 6e4 || s->UV < (size_t)most)) {
-        /* Too little work between barriers: split the sequences if there are enough, else stay alone. */
-        s->by_units = 0;
-        if (s->B < (size_t)most) most = (int)(s->B ? s->B : 1);
-    }
-    s->threads = most;
+    s->threads = (int)most;
+    if (s->B >= most * 16) s->split = BY_SEQUENCES;
+    else if (step_flops >= 6e4) s->split = BY_UNITS;
+    else s->split = s->B >= most * 4 ? BY_SEQUENCES : ALONE;
+    if (most == 1) s->split = BY_SEQUENCES;
 }
 
 /* Sequences [*lo, *hi) of this thread, so that the rows (sum of lengths) are shared evenly. */
 static void share_sequences(const run_state *s, int rank, int size, size_t *lo, size_t *hi)
 {
-    if (s->by_units || size == 1) {
-        *lo = 0;
-        *hi = s->B;
-        return;
-    }
+    *lo = 0;
+    *hi = s->split == ALONE && rank > 0 ? 0 : s->B;
+    if (s->split != BY_SEQUENCES || size == 1) return;
     size_t total = s->R, sum = 0, first = s->B, last = s->B;
     size_t from = total * (size_t)rank / (size_t)size, to = total * (size_t)(rank + 1) / (size_t)size;
     for (size_t i = 0; i < s->B; i++) {
@@ -99,8 +103,15 @@ static void share_sequences(const run_state *s, int rank, int size, size_t *lo, 
 
 static void share_units(const run_state *s, int rank, int size, size_t *lo, size_t *hi)
 {
-    if (s->by_units) crnn_share(s->UV, 1, rank, size, lo, hi);
+    if (s->split == BY_UNITS) crnn_share(s->UV, 1, rank, size, lo, hi);
     else *lo = 0, *hi = s->UV;
+}
+
+/* Tile at place n of those that start at u0, u0 + step, ..: every other step walks them backwards, so that the weights
+ * touched last, still in cache, come first again. */
+INLINE size_t tile_start(size_t u0, size_t u1, size_t step, size_t n, int backwards)
+{
+    return u0 + (backwards ? (u1 - u0 - 1) / step - n : n) * step;
 }
 
 /* Packing for y = x W^T: for every tile of units, for every k, the vectors (unit, gate) side by side.

@@ -48,12 +48,12 @@ static void window_pass(const backward_call *call, size_t j, int last_pass, int 
             else memcpy(back->sum + row * s->ldg, back->d + row * s->ldg, rows * s->ldg * sizeof(T));
             if (l > 0)
                 product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_ih, 0,
-                             (run->input + VW - 1) / VW, rows, call->dx + row * call->ldx, call->ldx, NULL);
+                             (run->input + VW - 1) / VW, rows, call->dx + row * call->ldx, call->ldx, NULL, 0);
             /* In the last pass only the first step's rows go on, to the initial state. */
             size_t on = last_pass ? (row < n0 ? (rows < n0 - row ? rows : n0 - row) : 0) : rows;
             if (on)
                 product_back(&s->shape.recurrent, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_hh, 0, s->UV,
-                             on, next, s->ldh, gru ? next : NULL);
+                             on, next, s->ldh, gru ? next : NULL, 0);
         }
     }
     crnn_barrier(team);
