@@ -32,6 +32,7 @@ x = np.load(folder + "/x.npy")
 PROGRAMS = {
     "crnn": """
 import crnn
+crnn.set_num_threads(1)
 layer = crnn.interop.torch.from_safetensors(folder + "/weights.safetensors")
 def sequence():
     return layer(x)[0]
