@@ -33,7 +33,18 @@ def weights(path):
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_run_says_what_it_does_and_leaves_a_model(capsys, comments, cell, tmp_path):
     code, out, err = run(
-        capsys, "train", comments, "--column", "body", "--cell", cell, *SMALL, "--out", "m.safetensors", "--log", "h.jsonl"
+        capsys,
+        "train",
+        comments,
+        "--column",
+        "body",
+        "--cell",
+        cell,
+        *SMALL,
+        "--out",
+        "m.safetensors",
+        "--log",
+        "h.jsonl",
     )
     assert code == 0, err
     assert "recipe     notes" in out
@@ -70,6 +81,17 @@ def test_without_a_file_the_default_corpus_and_the_default_name(capsys, monkeypa
     assert "name" in crnn.load("crnn-model.safetensors").vocabulary
 
 
+def test_the_first_run_has_a_time_limit(capsys, monkeypatch):
+    texts = ["Return the name of the object. Raise an error when it has none."] * 9
+    monkeypatch.setattr("crnn.text.default_documents", lambda progress=None: iter(texts))
+    limits = []
+    fit = crnn.Trainer.fit
+    monkeypatch.setattr(crnn.Trainer, "fit", lambda *a, **k: (limits.append(k["max_seconds"]), fit(*a, **k))[1])
+    for options in ([], ["--epochs", "1"], ["--minutes", "0.5"]):
+        assert run(capsys, "train", "--hidden", "4", "--quiet", *options)[0] == 0
+    assert limits == [150.0, None, 30.0]
+
+
 def test_quiet(capsys, comments):
     assert run(capsys, "train", comments, "--column", "body", *SMALL, "--quiet") == (0, "", "")
 
@@ -87,7 +109,8 @@ def test_all_the_options_reach_the_model_and_the_trainer(capsys, comments):
         *("--cell", "gru", "--layers", "2", "--embedding", "8", "--tie-weights", "--bias", "--reset-after"),
         *("--z-weighs", "state", "--dropout", "0.1", "--dtype", "float64", "--vocab", "20", "--truncate", "chunk:3:5"),
         *("--batch", "4", "--shuffle", "--bucket", "--optimizer", "adamw", "--lr", "0.01", "--weight-decay", "0.1"),
-        *("--schedule", "plateau:0.5:1", "--warmup", "3", "--normalise", "tokens", "--clip", "1", "--clip-value", "0.5"),
+        *("--schedule", "plateau:0.5:1", "--warmup", "3", "--normalise", "tokens"),
+        *("--clip", "1", "--clip-value", "0.5"),
         *("--accumulate", "2", "--keep-best", "--patience", "5", "--threads", "1", "--init-scale", "0.2"),
     )  # fmt: skip
     assert code == 0, err
@@ -265,7 +288,12 @@ RUN = ("--cell", "lstm", "--hidden", "8", "--epochs", "40", "--lr", "0.05", "--s
 
 def start(*arguments):
     environment = os.environ | {"CRNN_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", "import sys; from crnn.cli.main import main; sys.exit(main())", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from crnn.cli.main import main; sys.exit(main())",
+        *map(str, arguments),
+    ]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -278,6 +306,12 @@ def wait_for(path, process):
             break
         time.sleep(0.01)
     raise AssertionError(f"{path} did not appear: {process.communicate()}")
+
+
+def timeless(path):
+    """The records of a history without what a clock says."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in records]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -303,11 +337,7 @@ def test_interrupted_and_resumed_is_the_same_run(capsys, comments, tmp_path, mon
     assert run(capsys, "train", "--resume", tmp_path / "ck", "--threads", "1")[0] == 0
     assert weights(tmp_path / "m") == weights(tmp_path / "whole")
     assert os.listdir(where) == []
-    timeless = [
-        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens_per_second")} for line in open(path)]
-        for path in (tmp_path / "m.jsonl", tmp_path / "whole.jsonl")
-    ]
-    assert timeless[0] == timeless[1]
+    assert timeless(tmp_path / "m.jsonl") == timeless(tmp_path / "whole.jsonl")
 
 
 def test_resume_refuses_other_options_and_other_data(capsys, comments, tmp_path):

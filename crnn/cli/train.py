@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from crnn.recipes import Recipe
     from crnn.trainer import Trainer
 
+# A first try without a file should be short on any machine.
+_DEFAULT_MINUTES = 2.5
 _DEFAULT_OUT = "crnn-model.safetensors"
 _INTERRUPTED = 130
 
@@ -59,6 +61,9 @@ def run(options: argparse.Namespace) -> int:
     _say(quiet, f"recipe     {recipe.name}: {recipe.about}")
     _say(quiet, f"text       {describe_source(files)}")
     started = time.perf_counter()
+    if files.train is None and options.epochs is None and options.minutes is None:
+        options.minutes = _DEFAULT_MINUTES
+        _say(quiet, f"           training ends after {_DEFAULT_MINUTES:g} minutes at the latest (--minutes, --epochs)")
     data = prepare(
         files, reading, recipe, first=options.sentences, valid_on_train=bool(options.valid_on_train), seed=seed
     )
