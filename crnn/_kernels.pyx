@@ -11,6 +11,11 @@ from libc.stdlib cimport calloc, free
 cnp.import_array()
 
 
+cdef extern from "Python.h":
+    const char *PyCapsule_GetName(object) except NULL
+    void *PyCapsule_GetPointer(object, const char *) except NULL
+
+
 cdef extern from "crnn.h" nogil:
     ctypedef enum crnn_status:
         CRNN_OK, CRNN_NOMEM, CRNN_INVALID, CRNN_UNSUPPORTED
@@ -102,6 +107,7 @@ cdef extern from "crnn.h" nogil:
     const char *crnn_isa_name(int)
     const char *crnn_isa_active()
     crnn_status crnn_isa_set(const char *)
+    crnn_status crnn_set_blas(void (*)() noexcept, void (*)() noexcept)
     void crnn_set_threads(int)
     int crnn_get_threads()
 
@@ -616,8 +622,46 @@ def set_isa(str name):
     check(crnn_isa_set(name.encode()))
 
 
-def blas_info():
-    """What scipy.linalg.cython_blas offers; the products are crnn's own, see docs/performance.md."""
+ctypedef void (*routine)() noexcept nogil
+
+
+cdef routine blas_routine(str name) except NULL:
     from scipy.linalg import cython_blas
-    signature = str(cython_blas.__pyx_capi__["sgemm"])
-    return {"provider": "scipy.linalg.cython_blas", "integers": "ilp64" if "int64" in signature else "lp64"}
+    capsule = cython_blas.__pyx_capi__[name]
+    return <routine>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
+
+
+_blas = {"used": "crnn"}
+
+
+def use_blas(bint wanted):
+    """Let SciPy's BLAS do the products over all rows (True), or crnn's own kernels (False)."""
+    cdef routine s = NULL
+    cdef routine d = NULL
+    if wanted:
+        s, d = blas_routine("sgemm"), blas_routine("dgemm")
+    check(crnn_set_blas(s, d))
+    _blas["used"] = "scipy.linalg.cython_blas" if wanted else "crnn"
+
+
+def blas_info():
+    """Whose matrix products run over all rows at once; docs/performance.md says why."""
+    return dict(_blas)
+
+
+cdef int configure() except -1:
+    """The environment's wishes, else what measurement says: crnn's products win with AVX2 and AVX-512, BLAS elsewhere."""
+    import os
+    wish = os.environ.get("CRNN_ISA", "")
+    if wish and wish not in available_isas():
+        raise ImportError(f"CRNN_ISA={wish!r}: this machine and build offer {', '.join(available_isas())}")
+    blas = os.environ.get("CRNN_BLAS", "")
+    if blas not in ("", "crnn", "scipy"):
+        raise ImportError(f"CRNN_BLAS={blas!r}: wanted 'crnn' or 'scipy'")
+    use_blas(blas == "scipy" or (blas == "" and not {"avx2", "avx512"} & set(available_isas())))
+    if wish:
+        set_isa(wish)
+    return 0
+
+
+configure()

@@ -46,4 +46,8 @@ static inline void crnn_share(size_t n, size_t unit, int rank, int size, size_t 
     *hi = b < n ? b : n;
 }
 
+int crnn_blas_wanted(void);
+void crnn_blas_gemm(crnn_dtype dtype, char ta, char tb, size_t m, size_t n, size_t k, const void *A, size_t lda,
+                    const void *B, size_t ldb, int add, void *C, size_t ldc);
+
 #endif

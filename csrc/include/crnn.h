@@ -139,6 +139,9 @@ CRNN_API crnn_status crnn_isa_set(const char *name); /* CRNN_UNSUPPORTED if the 
 CRNN_API void crnn_set_threads(int n);
 CRNN_API int crnn_get_threads(void);
 
+/* Use this BLAS (Fortran sgemm and dgemm, LP64 or ILP64) for the products over all rows; null: our own. */
+CRNN_API crnn_status crnn_set_blas(void (*sgemm)(void), void (*dgemm)(void));
+
 /* All memory comes from here; tests put in an allocator that fails. Null functions restore the default. */
 CRNN_API void crnn_set_allocator(void *(*allocate)(size_t bytes), void (*release)(void *block));
 

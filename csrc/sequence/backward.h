@@ -121,6 +121,13 @@ static void input_gradient(const backward_call *call, size_t q, size_t lo, size_
     const layer_run *run = s->layers + q;
     const layer_back *back = call->layers + q;
     size_t vectors = (run->input + VW - 1) / VW;
+    if (!run->reversed && crnn_blas_wanted()) {
+        const T *w = call->stack->weights[q].weight_ih;
+        for (size_t g = 0; g < (size_t)s->shape.gates && hi > lo; g++)
+            crnn_blas_gemm(THIS_DTYPE, 'N', 'N', run->input, hi - lo, s->H, w + g * s->H * run->input, run->input,
+                           back->d + lo * s->ldg + g * s->Hp, s->ldg, add || g > 0, call->dx + lo * call->ldx, call->ldx);
+        return;
+    }
     if (!run->reversed) {
         product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + lo * s->ldg, back->pack_ih, 0, vectors, hi - lo,
                      call->dx + lo * call->ldx, call->ldx, add ? call->dx + lo * call->ldx : NULL, 0);

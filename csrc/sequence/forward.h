@@ -58,20 +58,36 @@ static void project_rows(const run_state *s, const layer_run *run, size_t row, s
                 run->bias, 0, off);
 }
 
+/* The same through BLAS, gate by gate, on top of the bias. */
+static void project_blas(const run_state *s, const layer_run *run, size_t row, size_t gate_row, size_t rows, size_t u,
+                         size_t units, const T *x, size_t ldx)
+{
+    const cell_product *product = &s->shape.input;
+    size_t first = u * VW, width = s->H - first < units * VW ? s->H - first : units * VW, K = run->input;
+    for (int g = 0; g < product->gates; g++) {
+        size_t at = (size_t)product->slot[g] * s->Hp + first;
+        T *out = run->gates + gate_row * s->ldg + at;
+        for (size_t r = 0; r < rows; r++) memcpy(out + r * s->ldg, run->bias + at, units * VW * sizeof(T));
+        crnn_blas_gemm(THIS_DTYPE, 'T', 'N', width, rows, K, run->wih + ((size_t)product->gate[g] * s->H + first) * K, K,
+                       x + row * ldx, ldx, 1, out, s->ldg);
+    }
+}
+
 /* Steps [t0, t1): pre-activations of this thread's rows and units. gate_base: packed row kept in the first row of gates. */
 static void project(const run_state *s, const layer_run *run, size_t t0, size_t t1, size_t gate_base, size_t i0, size_t i1,
                     size_t u0, size_t u1, const T *x, size_t ldx)
 {
     size_t first = (size_t)s->offsets[t0], rows = (size_t)s->offsets[t1] - first;
     int whole = i0 == 0 && i1 == s->B;
-    size_t tile = run->x || x ? s->shape.input.units : u1 - u0;
+    size_t tile = x && !crnn_blas_wanted() ? s->shape.input.units : u1 - u0;
     for (size_t u = u0; u < u1; u += tile) {
         size_t units = u1 - u < tile ? u1 - u : tile;
         for (size_t t = t0; t < (whole ? t0 + 1 : t1); t++) {
             size_t n = whole ? rows : block_rows(s, t), lo = i0 < n ? i0 : n, hi = whole || i1 > n ? n : i1;
             size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
             if (hi == lo) continue;
-            if (s->ids && !x) project_onehot(s, run, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
+            if (x && crnn_blas_wanted()) project_blas(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
+            else if (s->ids && !x) project_onehot(s, run, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
             else project_rows(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
         }
     }

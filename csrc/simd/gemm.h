@@ -91,6 +91,10 @@ static void product_tn(size_t m0, size_t m1, size_t N, size_t K, const T *A, siz
                        size_t ldc, int accumulate)
 {
     T edge[8 * 4 * VW];
+    if (crnn_blas_wanted()) {
+        if (m1 > m0) crnn_blas_gemm(THIS_DTYPE, 'N', 'T', N, m1 - m0, K, B, ldb, A + m0, lda, accumulate, C + m0 * ldc, ldc);
+        return;
+    }
     for (size_t k0 = 0; k0 < K || k0 == 0; k0 += TN_BLOCK) {
         size_t kn = K - k0 < TN_BLOCK ? K - k0 : TN_BLOCK;
         int add = accumulate || k0 > 0;

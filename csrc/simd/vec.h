@@ -7,9 +7,11 @@
 #if CRNN_DOUBLE
 typedef double T;
 typedef int64_t TI;
+#define THIS_DTYPE CRNN_F64
 #else
 typedef float T;
 typedef int32_t TI;
+#define THIS_DTYPE CRNN_F32
 #endif
 
 #define VW ((size_t)(CRNN_VBYTES / sizeof(T)))
