@@ -287,6 +287,26 @@ def test_files_that_are_not_kerass(tmp_path):
         to_file(crnn.LSTM(3, 4), tmp_path / "m.h5")
 
 
+@pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
+def test_damaged_files_are_refused_or_read(ending, rng, tmp_path):
+    """Whatever a bit flip does, the answer is a layer or one clear error."""
+    h5py_or_skip()
+    path = tmp_path / f"m{ending}"
+    to_file(crnn.GRU(3, 4, rng=0), path)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 4):
+            damaged[place] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            from_file(path)
+        except (ValueError, TypeError):
+            refused += 1
+    assert refused > 30
+
+
 # --------------------------------------------------------------------------------------------------------- Keras itself
 
 

@@ -417,6 +417,30 @@ def test_files_that_are_no_models(tmp_path):
         from_node(identity.node[0], {})
 
 
+def test_damaged_models_are_refused_or_read(rng):
+    """Whatever a bit flip does, the answer is a layer or one clear error."""
+    whole = to_model(crnn.GRU(3, 4, 2, rng=0)).SerializeToString()
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            damaged[place] = rng.integers(0, 256)
+        try:
+            layer = from_onnx(bytes(damaged))
+        except (ValueError, TypeError):
+            refused += 1
+        else:
+            assert np.isfinite(layer(np.ones((2, 3)))[0]).all()
+    assert refused > 50
+
+
+def test_a_graph_that_goes_round_in_circles():
+    model = two_nodes([("Squeeze", {}, [1])])
+    model.graph.node[1].input[0] = "link0"
+    with pytest.raises(ValueError, match="form no stack"):
+        from_onnx(model)
+
+
 def test_wrong_export_arguments(tmp_path):
     model = crnn.LanguageModel(5, hidden_size=3, rng=0)
     with pytest.raises(ValueError, match="output: got 'words'"):

@@ -280,7 +280,8 @@ def z_rows_negated(params: Mapping[str, npt.NDArray[Any]], hidden_size: int) -> 
     turned = {}
     for name, array in params.items():
         turned[name] = np.array(array, order="C")
-        turned[name][hidden_size : 2 * hidden_size] *= -1
+        rows = turned[name][hidden_size : 2 * hidden_size]
+        np.negative(rows, out=rows)
     return turned
 
 

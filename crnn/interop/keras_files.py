@@ -13,6 +13,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,8 @@ def _open(source: Path) -> tuple[list[_Found], dict[str, dict[str, Any]]]:
             with zipfile.ZipFile(stream) as archive:
                 config = json.loads(archive.read("config.json"))
                 tree = io.BytesIO(archive.read(_WEIGHTS))
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{source}: not a Keras 3 file ({error})") from None
+        except (KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{source}: not a Keras 3 file, or a damaged one ({error})") from None
     configs: dict[str, dict[str, Any]] = {}
     for entry in _recurrent_configs(config):
         name = entry["config"].get("name")
@@ -144,8 +145,8 @@ def _read_tree(source: Path, stream: Any, h5py: Any) -> list[_Found]:
     try:
         with h5py.File(stream, "r") as file:
             return sorted(_layers(file, h5py), key=lambda found: found.path)
-    except OSError as error:
-        raise ValueError(f"{source}: not a Keras 3 weights file ({error})") from None
+    except (OSError, KeyError, RuntimeError, ValueError) as error:  # what h5py raises for other and damaged files
+        raise ValueError(f"{source}: not a Keras 3 weights file, or a damaged one ({error})") from None
 
 
 def _layers(group: Any, h5py: Any, path: str = "") -> Iterator[_Found]:

@@ -12,6 +12,7 @@ Import is in this module, export in `crnn.interop.onnx_export`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -147,21 +148,41 @@ def _load(model: Any) -> ModelProto:
 
 def _constants(proto: ModelProto) -> dict[str, npt.NDArray[Any]]:
     """Initializers, Constant nodes, and what exporters compute from them by moving numbers about."""
-    import onnx
-    from onnx import numpy_helper
     from onnx.reference import ReferenceEvaluator
 
-    constants = {tensor.name: np.asarray(numpy_helper.to_array(tensor)) for tensor in proto.graph.initializer}
+    constants = {tensor.name: _array(tensor, tensor.name) for tensor in proto.graph.initializer}
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
     for node in proto.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = np.asarray(numpy_helper.to_array(node.attribute[0].t))
+        if node.op_type == "Constant" and node.output:
+            for name, value in _attributes(node).items():
+                constants[node.output[0]] = _array(value, node.output[0]) if name == "value" else np.asarray(value)
         elif node.op_type in _FOLDED and all(name in constants for name in node.input if name):
-            fold = ReferenceEvaluator(node, opsets={entry.domain: entry.version for entry in proto.opset_import})
-            values = fold.run(None, {name: constants[name] for name in node.input if name})
-            constants.update(zip(node.output, map(np.asarray, values), strict=False))
-        elif node.op_type == "Constant":
-            constants[node.output[0]] = np.asarray(onnx.helper.get_attribute_value(node.attribute[0]))
+            given = {name: constants[name] for name in node.input if name}
+            # What cannot be computed is no constant; a weight that needs it will be named.
+            with contextlib.suppress(RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+                values = ReferenceEvaluator(node, opsets=opsets).run(None, given)
+                constants.update(zip(node.output, map(np.asarray, values), strict=False))
     return constants
+
+
+def _array(tensor: Any, name: str) -> npt.NDArray[Any]:
+    from onnx import numpy_helper
+
+    try:
+        return np.asarray(numpy_helper.to_array(tensor))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"model: the tensor {name!r} is damaged or of an unknown type ({error})") from None
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    """A node's attributes by name, text as str."""
+    import onnx
+
+    def text(value: Any) -> Any:
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {name: [text(one) for one in v] if isinstance(v, list) else text(v) for name, v in values.items()}
 
 
 def _is_stack(nodes: Sequence[NodeProto], proto: ModelProto, constants: Mapping[str, Any]) -> bool:
@@ -171,24 +192,27 @@ def _is_stack(nodes: Sequence[NodeProto], proto: ModelProto, constants: Mapping[
 
 
 def _links(before: NodeProto, after: NodeProto, producers: Mapping[str, Any], constants: Mapping[str, Any]) -> bool:
-    import onnx
-
     steps: list[tuple[str, Any]] = []
-    name = after.input[0]
+    name = after.input[0] if after.input else ""
     while name in producers and producers[name] is not before:
         node = producers[name]
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if len(steps) > 3 or not node.input:
+            return False
+        attributes = _attributes(node)
         argument = constants.get(node.input[1]) if len(node.input) > 1 else None
         if node.op_type == "Transpose":
             steps.append(("Transpose", list(attributes.get("perm", []))))
         elif node.op_type in ("Squeeze", "Reshape"):
             value = attributes.get("axes", attributes.get("shape")) if argument is None else argument
             steps.append((node.op_type, None if value is None else np.asarray(value).tolist()))
-        elif node.op_type not in ("Identity", "Dropout"):
+        elif node.op_type in ("Identity", "Dropout") and name == node.output[0]:
+            steps.append(("Identity", None))
+        else:
             return False
         name = node.input[0]
-    if name != before.output[0]:
+    if not before.output or name != before.output[0]:
         return False
+    steps = [step for step in steps if step[0] != "Identity"]
     directions, hidden = 2 if _direction(before) == "bidirectional" else 1, _hidden(before)
     reshape = [("Reshape", [0, 0, last]) for last in (-1, directions * hidden)]
     swap = ("Transpose", [0, 2, 1, 3])
@@ -199,8 +223,7 @@ def _links(before: NodeProto, after: NodeProto, producers: Mapping[str, Any], co
 
 
 def _direction(node: NodeProto) -> str:
-    found = [a.s.decode() for a in node.attribute if a.name == "direction"]
-    return found[0] if found else "forward"
+    return str(_attributes(node).get("direction", "forward"))
 
 
 def _hidden(node: NodeProto) -> int:
@@ -209,18 +232,16 @@ def _hidden(node: NodeProto) -> int:
 
 def _settings(node: NodeProto, constants: Mapping[str, Any]) -> _Settings:
     """A node's attributes, once none of them asks for something that crnn does not compute."""
-    import onnx
-
     kind = KINDS[node.op_type]
-    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    values = _attributes(node)
     known = {"direction", "hidden_size", "layout", "activations", "linear_before_reset", "output_sequence"}
     refused = []
-    direction = values.get("direction", b"forward").decode()
+    direction = _direction(node)
     if direction not in ("forward", "reverse", "bidirectional"):
         refused.append(f"direction={direction!r}")
     directions = 2 if direction == "bidirectional" else 1
     default = _ACTIVATIONS[kind] * directions
-    activations = [name.decode().lower() for name in values.get("activations", [])] or default
+    activations = [str(name).lower() for name in values.get("activations") or default]
     if kind == "rnn":
         if len(activations) != directions or len(set(activations)) != 1 or activations[0] not in NONLINEARITIES:
             refused.append(f"activations={activations} (only Tanh, Sigmoid or Relu, the same in both directions)")
