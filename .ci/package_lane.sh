@@ -41,11 +41,11 @@ test_wheel() {
     crnn generate smoke.safetensors -n 3 --seed 1
 }
 
-step "C tests under AddressSanitizer and UndefinedBehaviorSanitizer" make -C csrc asan
 step "package lane: environment for the tools" tools_environment
 export PATH=$work/tools-venv/bin:$PATH
 step "ruff" ruff check .
 step "mypy" mypy
+step "C tests under AddressSanitizer and UndefinedBehaviorSanitizer" make -C csrc asan
 step "source distribution and wheel" build_wheel
 step "contents of the wheel" python .ci/check_wheel.py "$work"/wheelhouse/*.whl
 step "the wheel outside the checkout" test_wheel
