@@ -173,7 +173,8 @@ def _describe(recipe: Recipe, data: Prepared, model: LanguageModel, seconds: flo
     valid = ""
     if data.valid is not None:
         valid = f", {data.valid.tokens:,} for validation"
-    print(f"           {data.sentences['train']:,} sentences, {tokens:,} tokens for training{valid} ({seconds:.1f} s)")
+    unit = "sentences" if recipe.level == "word" else "lines"
+    print(f"           {data.sentences['train']:,} {unit}, {tokens:,} tokens for training{valid} ({seconds:.1f} s)")
     vocabulary = data.vocabulary
     shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in data.unknown.items())
     print(f"words      {len(vocabulary):,}; the text has {vocabulary.words_found:,}; unknown: {shares}")
