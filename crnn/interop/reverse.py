@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crnn.interop._weights import Layer, kind_of
+from crnn.packed import Batch, read_form
 
 __all__ = ["Reversed"]
 
@@ -62,24 +63,20 @@ class Reversed:
         tuple
             y in the form of x: y[..., t, :] has seen steps t and later; and the final state.
         """
-        y, final = self.layer(_flipped(x, lengths), state, lengths)
-        return _flipped(y, lengths), final
+        batch = read_form(x, lengths)
+        y, final = self.layer(_flipped(x, batch), state, lengths)
+        return _flipped(y, batch), final
 
     def __repr__(self) -> str:
         return f"Reversed({self.layer!r})"
 
 
-def _flipped(x: Any, lengths: Any) -> Any:
+def _flipped(x: Any, batch: Batch) -> Any:
     """Every sequence in reverse; padding behind a sequence's length stays where it is."""
-    if isinstance(x, list | tuple):
+    if batch.form == "list":
         return [np.asarray(sequence)[::-1] for sequence in x]
     array: npt.NDArray[Any] = np.asarray(x)
-    if lengths is None or array.ndim < 2:
-        return array[..., ::-1, :] if array.ndim >= 2 else array
-    steps = array.shape[-2]
-    ends = np.asarray(lengths).reshape(-1, 1)
-    time = np.arange(steps)
+    ends = batch.geometry.lengths[:, None]
+    time = np.arange(array.shape[-2])
     index = np.where(time < ends, ends - 1 - time, time)
-    if array.ndim == 2:
-        return array[index[0]] if len(index) == 1 else array
-    return np.take_along_axis(array, index[:, :, None], axis=1) if len(index) == len(array) else array
+    return array[index[0]] if batch.form == "single" else np.take_along_axis(array, index[:, :, None], axis=1)
