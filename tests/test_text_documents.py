@@ -3,6 +3,8 @@ import csv
 import gzip
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crnn.text import read_csv, read_documents, read_text
 from crnn.text.documents import detect_encoding
@@ -195,6 +197,21 @@ def test_progress_ends_at_the_size_of_the_file(tmp_path):
     assert calls[-1] == (size, size)
     assert len(calls) > 3
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+TEXTS = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30).map(str.lstrip), max_size=8
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(TEXTS, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]), st.booleans())
+def test_what_the_csv_module_writes_is_read(tmp_path_factory, texts, encoding, compressed):
+    path = tmp_path_factory.mktemp("csv") / "c.csv"
+    rows = [["body", "n"], *([text, str(n)] for n, text in enumerate(texts))]
+    write_csv(path, rows, encoding, gzip.open if compressed else open)
+    assert list(read_csv(path, "body")) == texts
+    assert list(read_csv(path, 1)) == [str(n) for n in range(len(texts))]
 
 
 TEXT = "First line,\nrunning on.\n\n\n  Second paragraph.\r\n \r\nThird."

@@ -3,6 +3,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import crnn
 from crnn.text import SENTENCE_END, SENTENCE_START, UNKNOWN_TOKEN, Vocabulary
@@ -146,6 +148,25 @@ def test_foreign_files(tmp_path, content):
     (tmp_path / "v.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"v\.json: not a readable vocabulary"):
         Vocabulary.load(tmp_path / "v.json")
+
+
+WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(WORDS, max_size=6), min_size=1, max_size=6).filter(any), st.integers(4, 30))
+def test_any_text(text, size):
+    vocabulary = Vocabulary.build(text, size)
+    assert len(vocabulary) <= size
+    assert {SENTENCE_START, SENTENCE_END, UNKNOWN_TOKEN} <= set(vocabulary)
+    everything = Vocabulary.build(text, None)
+    for sentence in text:
+        assert everything.decode(everything.encode(sentence), markers=False) == [
+            word for word in sentence if word not in (SENTENCE_START, SENTENCE_END)
+        ]
+        known = [word if word in vocabulary else UNKNOWN_TOKEN for word in sentence]
+        assert vocabulary.decode(vocabulary.encode(sentence))[1:-1] == known
+    assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
 
 
 def test_wrong_arguments():

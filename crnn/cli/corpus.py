@@ -47,18 +47,37 @@ class Reading:
         return cls(options.column, options.encoding, options.delimiter, not options.no_header, level, lowercase, quiet)
 
     def sentences(self, path: Path | None) -> list[list[str]]:
-        """The tokenised sentences of a file, or of the default corpus; a bar shows how far reading has come."""
+        """The tokenised sentences of a file, or of the default corpus; a bar shows how far reading has come.
+
+        Raises
+        ------
+        OSError, ValueError
+            What the library says of the file; a column of a text that has none.
+        """
         from crnn import text
 
+        if self.column is not None and (path is None or path.name.lower().removesuffix(".gz").endswith(".txt")):
+            raise ValueError(
+                f"--column: {'the default corpus' if path is None else path} is plain text without columns"
+            )
         source = "Python's own documentation" if path is None else path.name
         with progress_bar(f"reading {source}", "files" if path is None else "B", self.quiet) as update:
             documents: Iterable[str]
             if path is None:
                 documents = text.default_documents(progress=update)
+            elif self.column is not None:
+                # a column makes a CSV file of any name but .txt
+                documents = text.read_csv(
+                    path,
+                    self.column,
+                    encoding=self.encoding,
+                    delimiter=self.delimiter,
+                    header=self.header,
+                    progress=update,
+                )
             else:
                 documents = text.read_documents(
                     path,
-                    0 if self.column is None else self.column,
                     unit=_UNITS[self.level],
                     encoding=self.encoding,
                     delimiter=self.delimiter,

@@ -239,8 +239,8 @@ def _train(options: argparse.Namespace, recipe: Recipe, trainer: Trainer, data: 
             note(f"go on with: crnn train --resume {shlex.quote(str(options.checkpoint))}")
         return _INTERRUPTED
     if not quiet:
+        print(f"\nsaved {place}")
         _summarise(options, trainer, history, data)
-    _say(quiet, f"saved {place}")
     return 0
 
 
@@ -263,7 +263,6 @@ def _save(model: LanguageModel, out: Path) -> Path:
 def _summarise(options: argparse.Namespace, trainer: Trainer, history: History, data: Prepared) -> None:
     from crnn.history import perplexity_of
 
-    print()
     if history.stopped != "finished":
         print(f"ended early: {history.stopped}")
     if data.test is not None:
@@ -275,6 +274,5 @@ def _summarise(options: argparse.Namespace, trainer: Trainer, history: History, 
         texts = trainer.model.generate(
             samples, seed=options.seed or 0, max_length=300 if passages else 40, until_end=not passages
         )
-        print("the model writes:\n")
+        print("\nthe model writes:\n")
         print_texts(texts, passages)
-        print()
