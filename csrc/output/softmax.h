@@ -30,10 +30,19 @@ static void softmax_logits(const softmax_call *call, int rank, int size)
     size_t lo, hi;
     crnn_share(call->Vp, 4 * VW, rank, size, &lo, &hi);
     for (size_t v = lo; v < hi; v += 4 * VW) {
-        size_t off[4] = {v, v + VW, v + 2 * VW, v + 3 * VW};
+        size_t off[4] = {v, v + VW, v + 2 * VW, v + 3 * VW}, fetched = 0;
         int nv = (int)((call->Vp - v < 4 * VW ? call->Vp - v : 4 * VW) / VW);
-        tile_column(call->rows, nv, args->hidden, call->h, call->ldh, 1, w + v, args->ld, call->logits, call->ldl,
-                    call->bias, 0, off);
+        for (size_t done = 0; done < call->rows;) {
+            size_t mr = next_rows(call->rows - done, (size_t)tile_rows_max[nv]);
+            /* The next columns of W lie scattered, four lines in each of H rows: too wild for the hardware to guess. */
+            size_t fetch = v + 4 * VW < hi ? (done + mr) * args->hidden / call->rows : 0;
+            for (; fetched < fetch; fetched++)
+                for (size_t l = 0; l < 4 * VW; l += 64 / sizeof(T))
+                    __builtin_prefetch(w + fetched * args->ld + v + 4 * VW + l, 0, 2);
+            tiles[mr][nv](args->hidden, call->h + done * call->ldh, call->ldh, 1, w + v, args->ld,
+                          call->logits + done * call->ldl, call->ldl, call->bias, 0, off);
+            done += mr;
+        }
     }
 }
 
@@ -63,6 +72,29 @@ static double softmax_row(T *row, size_t words, size_t Vp, int64_t target, T sca
     return log(sum) - hit;
 }
 
+/* part (rows, H) (+)= d W^T over the columns [v, v + n). A few rows of W at a time pass by a block of rows of d that
+ * stays in cache; the next ones are fetched meanwhile. */
+#define DOT_BLOCK 40
+static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v, size_t n, int add)
+{
+    size_t H = call->args->hidden, ld = call->args->ld, lines = n * sizeof(T) / 64;
+    for (size_t r0 = 0; r0 < call->rows; r0 += DOT_BLOCK) {
+        size_t r1 = r0 + DOT_BLOCK < call->rows ? r0 + DOT_BLOCK : call->rows;
+        for (size_t k = 0; k < H; k += 4) {
+            size_t columns = H - k < 4 ? H - k : 4, next = H - k - columns < 4 ? H - k - columns : 4, fetched = 0;
+            for (size_t r = r0; r < r1; r += TILE_DOT_ROWS) {
+                size_t tile = r1 - r < TILE_DOT_ROWS ? r1 - r : TILE_DOT_ROWS;
+                size_t fetch = (r + tile - r0) * lines / (r1 - r0);
+                for (; fetched < fetch; fetched++)
+                    for (size_t j = 0; j < next; j++)
+                        __builtin_prefetch(w + (k + 4 + j) * ld + v + fetched * (64 / sizeof(T)), 0, 2);
+                dot_tile(tile, columns, n, call->logits + r * call->ldl + v, call->ldl, w + k * ld + v, ld,
+                         part + r * call->ldh + k, call->ldh, add);
+            }
+        }
+    }
+}
+
 static void softmax_slab(const softmax_call *call, size_t slab)
 {
     const crnn_softmax_args *args = call->args;
@@ -74,23 +106,17 @@ static void softmax_slab(const softmax_call *call, size_t slab)
     size_t ldo = update ? args->ld : args->ld_grad;
     for (size_t v = from; v < to; v += SLAB_STEP) {
         size_t n = to - v < SLAB_STEP ? to - v : SLAB_STEP;
-        if (args->dh)
-            for (size_t r = 0; r < rows; r += TILE_DOT_ROWS)
-                for (size_t k = 0; k < H; k += 4)
-                    dot_tile(rows - r < TILE_DOT_ROWS ? rows - r : TILE_DOT_ROWS, H - k < 4 ? H - k : 4, n,
-                             call->logits + r * call->ldl + v, call->ldl, w + k * args->ld + v, args->ld,
-                             part + r * call->ldh + k, call->ldh, v > from);
-        if (out)
+        if (args->dh) softmax_dot(call, part, w, v, n, v > from);
+        for (size_t c = v; out && c < v + n; c += 4 * VW) {
+            int nv = (int)((v + n - c < 4 * VW ? v + n - c : 4 * VW) / VW);
             for (size_t k = 0; k < H;) {
                 size_t mr = next_rows(H - k, (size_t)tile_rows_max[4]);
-                for (size_t c = v; c < v + n; c += 4 * VW) {
-                    int nv = (int)((v + n - c < 4 * VW ? v + n - c : 4 * VW) / VW);
-                    T *o = out + k * ldo + c;
-                    tiles[mr][nv](rows, (update ? call->h_scaled : call->h) + k, 1, call->ldh, call->logits + c,
-                                  call->ldl, o, ldo, update || call->add ? o : NULL, ldo, contiguous_off);
-                }
+                T *o = out + k * ldo + c;
+                tiles[mr][nv](rows, (update ? call->h_scaled : call->h) + k, 1, call->ldh, call->logits + c, call->ldl,
+                              o, ldo, update || call->add ? o : NULL, ldo, contiguous_off);
                 k += mr;
             }
+        }
     }
     if (!(update ? args->bias : args->grad_b)) return;
     for (size_t c = from; c < to; c += VW) store(call->bias_sum + c, (V){0});
