@@ -31,6 +31,12 @@ static struct {
     crnn_team team;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
+/* Other programs may hold the cores that our workers want. Then the caller waits for whole time slices, and is better off
+ * alone: after a call that spent much of its time waiting, the next calls run on one thread, ever more of them while it
+ * goes on. Only the owner of the pool touches these. */
+static int alone_calls, alone_level;
+static _Thread_local double waited; /* seconds, beyond the first moments of each wait */
+
 static unsigned first_ticket[MAX_THREADS];
 static atomic_flag busy = ATOMIC_FLAG_INIT;
 static atomic_int wanted = 1;
@@ -56,6 +62,16 @@ void crnn_set_threads(int n) { atomic_store(&wanted, n < 1 ? 1 : n > MAX_THREADS
 int crnn_get_threads(void) { return atomic_load(&wanted); }
 int crnn_team_size(const crnn_team *team) { return team->size; }
 
+static inline void wait_a_little(int spins, double *since)
+{
+    if (spins < SPIN_ROUNDS) {
+        relax();
+        return;
+    }
+    if (spins == SPIN_ROUNDS) *since = crnn_seconds();
+    sched_yield();
+}
+
 void crnn_barrier(crnn_team *team)
 {
     if (team->size == 1) return;
@@ -65,10 +81,9 @@ void crnn_barrier(crnn_team *team)
         atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < SPIN_ROUNDS) relax();
-        else sched_yield();
-    }
+    double since = 0;
+    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) wait_a_little(spins, &since);
+    if (since > 0) waited += crnn_seconds() - since;
 }
 
 static void *worker(void *argument)
@@ -126,8 +141,11 @@ static int start_workers(int threads)
 void crnn_parallel(int threads, crnn_work work, void *context)
 {
     if (threads > 1 && !atomic_flag_test_and_set(&busy)) {
-        threads = start_workers(threads);
+        if (alone_calls > 0) alone_calls--, threads = 1;
+        else threads = start_workers(threads);
         if (threads > 1) {
+            double start = crnn_seconds(), since = 0;
+            waited = 0;
             pool.work = work;
             pool.context = context;
             pool.team.size = threads;
@@ -140,9 +158,15 @@ void crnn_parallel(int threads, crnn_work work, void *context)
                 pthread_mutex_unlock(&pool.lock);
             }
             work(context, 0, &pool.team);
-            for (int spins = 0; atomic_load_explicit(&pool.pending, memory_order_acquire) > 0; spins++) {
-                if (spins < SPIN_ROUNDS) relax();
-                else sched_yield();
+            for (int spins = 0; atomic_load_explicit(&pool.pending, memory_order_acquire) > 0; spins++)
+                wait_a_little(spins, &since);
+            double end = crnn_seconds();
+            if (since > 0) waited += end - since;
+            if (waited > 2e-4 && waited > 0.3 * (end - start)) {
+                alone_calls = 8 << alone_level;
+                if (alone_level < 5) alone_level++;
+            } else {
+                alone_level = 0;
             }
             atomic_flag_clear(&busy);
             return;
