@@ -1,8 +1,9 @@
 /* A few rows only (a streaming step): the weights are read once, as they lie, by dot products along their rows. */
 
 /* acc[l] += W[l] * x, element-wise over the row, for VW rows of W of which `valid` exist (the others repeat the last).
- * The last partial vector is read from K - VW on, against a copy of x whose lanes already done are zero. */
-INLINE void dot_rows(V *acc, const T *W, size_t ldw, size_t valid, const T *x, const T *x_last, size_t K)
+ * The last partial vector is read from K - VW on, against a copy of x whose lanes already done are zero. Rows shorter
+ * than a vector are read into the next row, against zeros, as long as `room` elements from W on allow. */
+INLINE void dot_rows(V *acc, const T *W, size_t ldw, size_t valid, const T *x, const T *x_last, size_t K, size_t room)
 {
     size_t whole = K / VW * VW;
     if (valid == VW) {
@@ -24,6 +25,11 @@ INLINE void dot_rows(V *acc, const T *W, size_t ldw, size_t valid, const T *x, c
     if (whole) {
         _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++)
             acc[l] += load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw + K - VW) * xv;
+        return;
+    }
+    if (room >= (valid - 1) * ldw + VW) {
+        _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++)
+            acc[l] += load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw) * xv;
         return;
     }
     T row[VW];
@@ -48,7 +54,7 @@ NOINLINE void small_row(const run_state *s, const layer_run *run, const cell_pro
                         const T *h, size_t u0, size_t u1)
 {
     T x_last[VW], h_last[VW];
-    size_t H = s->H, K = run->input;
+    size_t H = s->H, K = run->input, rows = (size_t)s->shape.gates * H;
     if (x) last_vector(x_last, x, K);
     if (h) last_vector(h_last, h, H);
     for (size_t u = u0; u < u1; u++) {
@@ -59,13 +65,13 @@ NOINLINE void small_row(const run_state *s, const layer_run *run, const cell_pro
             T *out = gates + (size_t)product->slot[q] * s->Hp + u * VW;
             V acc[LANE_COUNT];
             _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
-            if (h) dot_rows(acc, run->whh + row * H, H, valid, h, h_last, H);
+            if (h) dot_rows(acc, run->whh + row * H, H, valid, h, h_last, H, (rows - row) * H);
             if (!both) { /* GRU, reset after: the candidate's two products stay apart */
                 store(out, load(out) + lane_sums(acc));
                 out = gates + (size_t)product->gate[q] * s->Hp + u * VW;
                 _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
             }
-            if (x) dot_rows(acc, run->wih + row * K, K, valid, x, x_last, K);
+            if (x) dot_rows(acc, run->wih + row * K, K, valid, x, x_last, K, (rows - row) * K);
             store(out, load(out) + lane_sums(acc));
         }
     }
