@@ -29,7 +29,7 @@ build_wheel() {
 # of the documentation stay out, because they look into the checkout.
 test_wheel() {
     mkdir "$work/outside"
-    cp -r tests benchmarks conftest.py pyproject.toml "$work/outside"
+    cp -r tests benchmarks examples conftest.py pyproject.toml "$work/outside"
     new_venv "$work/wheel-venv"
     cd "$work/outside"
     export PATH=$work/wheel-venv/bin:$PATH
