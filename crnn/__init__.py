@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from crnn import bptt, callbacks, data, interop, layers, optim, recipes, schedules, text
+    from crnn import bptt, callbacks, checkpoint, data, history, interop, layers, optim, recipes, schedules, text
     from crnn.config import get_num_threads, set_num_threads, show_config
+    from crnn.gradient_check import GradientError
     from crnn.language_model import LanguageModel
     from crnn.layers import GRU, LSTM, RNN
-    from crnn.model_file import load
+    from crnn.model_file import ModelFileError, load
     from crnn.text import Vocabulary
     from crnn.trainer import Trainer
 
@@ -29,14 +30,18 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "GradientError",
     "LanguageModel",
+    "ModelFileError",
     "Trainer",
     "Vocabulary",
     "__version__",
     "bptt",
     "callbacks",
+    "checkpoint",
     "data",
     "get_num_threads",
+    "history",
     "interop",
     "layers",
     "load",
@@ -52,7 +57,9 @@ _HOME = {
     "RNN": "crnn.layers",
     "LSTM": "crnn.layers",
     "GRU": "crnn.layers",
+    "GradientError": "crnn.gradient_check",
     "LanguageModel": "crnn.language_model",
+    "ModelFileError": "crnn.model_file",
     "Vocabulary": "crnn.text",
     "Trainer": "crnn.trainer",
     "load": "crnn.model_file",
@@ -60,17 +67,19 @@ _HOME = {
     "get_num_threads": "crnn.config",
     "show_config": "crnn.config",
 }
-_SUBMODULES = frozenset({"bptt", "callbacks", "data", "interop", "layers", "optim", "recipes", "schedules", "text"})
+_SUBMODULES = frozenset(__all__) - _HOME.keys() - {"__version__"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"crnn.{name}")
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'crnn' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker knows the names above and reports all others
+
+    def __getattr__(name: str) -> Any:
+        if name in _SUBMODULES:
+            return importlib.import_module(f"crnn.{name}")
+        if name in _HOME:
+            value = getattr(importlib.import_module(_HOME[name]), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module 'crnn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
