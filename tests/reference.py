@@ -323,8 +323,7 @@ def forward(
     """Run every sequence on its own. xs: (T_i, input) each, T_i may be 0; masks[layer - 1][sequence]: (T_i, D*H)."""
     hidden = params["weight_hh_l0"].shape[1]
     if state is None:
-        shape = (net.num_layers * net.directions, len(xs), hidden)
-        state = (np.zeros(shape),) * net.state_parts
+        state = (np.zeros((net.num_layers * net.directions, len(xs), hidden)),) * net.state_parts
     state = tuple(np.asarray(part, dtype=np.float64) for part in state)
     traces = []
     for i, x in enumerate(xs):

@@ -141,6 +141,41 @@ def test_inference_agrees_with_training_bit_by_bit(case, isa, threads):
             assert a.tobytes() == b.tobytes()
 
 
+def streaming_grid() -> list[Case]:
+    """Every cell at every hidden width and beyond, few rows at a time: steps read the weights their own way."""
+    rng = np.random.default_rng(1_997)
+    return [
+        Case(
+            kind,
+            int(rng.choice((*WIDTHS, 100, 130))),
+            hidden,
+            (3,) * int(rng.choice([1, 1, 2, 3, 4, 5])),
+            layers,
+            dtype=dtype,
+        )
+        for kind in KINDS
+        for hidden in (*WIDTHS, 100, 128, 130)
+        for layers, dtype in [(int(rng.integers(1, 3)), str(rng.choice(DTYPES)))]
+    ]
+
+
+@pytest.mark.parametrize("case", streaming_grid(), ids=lambda case: case.id)
+def test_steps_agree_with_the_oracle(case, isa, threads):
+    p, expected = grid.problem_of(case), grid.oracle(case)
+    layer = grid.layer_of(case, p.params)
+    found = []
+    for count in (1, 2):
+        threads(count)
+        state, outputs = grid.public(p.state), []
+        for t in range(3):
+            y, state = layer.step(np.stack([x[t] for x in p.xs]), state)
+            outputs.append(y)
+        results = grid.Results(list(np.stack(outputs, axis=1)), grid.parts(state), [], (), {})
+        grid.check(case, results, grid.Results(expected.outputs, expected.state, [], (), {}))
+        found.append(results)
+    grid.identical(*found)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_state_is_the_zero_state(kind, isa):
     case = Case(kind, 3, 9, (4, 0, 2), dtype="float32")
