@@ -325,6 +325,27 @@ def test_concurrent_inference_equals_serial(kind):
         assert all(pool.map(work, range(8)))
 
 
+def test_concurrent_training_of_several_layers_equals_serial(threads):
+    """Python threads that all want the kernels' threads: some get them, some go on alone, none gets other numbers."""
+    threads(2)
+    wide = [Case(kind, 40, 96, (12,) * rows, num_layers=2, dtype="float32") for kind in KINDS for rows in (3, 40)]
+    layers = [grid.layer_of(case, grid.problem_of(case).params) for case in wide]
+    xs = [np.stack(grid.problem_of(case).xs) for case in wide]
+
+    def train(index: int) -> tuple[bytes, bytes]:
+        run = layers[index].forward(xs[index])
+        back = run.backward(run.output, truncation=crnn.bptt.Window(3))
+        return run.output.tobytes(), back.params.flat.tobytes()
+
+    serial = [train(index) for index in range(len(wide))]
+
+    def work(start: int) -> bool:
+        return all(train(i % len(wide)) == serial[i % len(wide)] for i in range(start, start + len(wide)))
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(work, range(0, 18, 3)))
+
+
 def test_the_gil_is_released():
     """While one thread sits in a long C call, another one runs Python: it is seen alive all along the call."""
     layer = crnn.LSTM(64, 256, dtype=np.float32, rng=0)
