@@ -12,6 +12,7 @@ import itertools
 import grid
 import numpy as np
 import pytest
+import reference
 from grid import KINDS, Case
 
 from crnn import _kernels
@@ -174,6 +175,19 @@ def test_steps_agree_with_the_oracle(case, isa, threads):
         grid.check(case, results, grid.Results(expected.outputs, expected.state, [], (), {}))
         found.append(results)
     grid.identical(*found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "rnn_relu"])
+def test_saturated_gates(kind, dtype, isa):
+    """Pre-activations of 1e30: every gate is fully open or shut, nothing overflows, and no gradient passes."""
+    case = Case(kind, 5, 17, (4, 2, 3), dtype=dtype)
+    p = grid.problem_of(case)
+    loud = dataclasses.replace(p, xs=[(x * 1e30).astype(dtype) for x in p.xs])
+    run = reference.forward(case.net, loud.params, loud.xs, loud.state)
+    back = reference.backward(case.net, loud.params, run, loud.d_outputs, loud.d_state, case.reach)
+    expected = grid.Results(run.outputs, run.state, back.inputs, back.state, back.params)
+    grid.check(case, grid.library(case, loud), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
