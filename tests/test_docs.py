@@ -1,4 +1,4 @@
-"""The documentation tells the truth where a machine can check it: references into the code, links, Python examples."""
+"""What documents say is true where a machine can check it: references, links, examples, options, names, C functions."""
 
 from __future__ import annotations
 
@@ -77,3 +77,11 @@ def test_every_public_module_has_its_section():
     for name in crnn.__all__:
         if isinstance(getattr(crnn, name), types.ModuleType):
             assert f"## crnn.{name}" in api, f"docs/generate.py leaves out crnn.{name}"
+
+
+def test_every_function_of_the_c_header_has_a_c_test():
+    header = text_of(ROOT / "csrc" / "include" / "crnn.h")
+    functions = re.findall(r"^CRNN_API[^;]*?(crnn_\w+)\(", header, re.MULTILINE)
+    tests = "\n".join(text_of(path) for path in (ROOT / "tests" / "c").glob("*.[ch]"))
+    assert len(functions) > 15
+    assert [name for name in functions if f"{name}(" not in tests] == []
