@@ -105,12 +105,12 @@ static void kernel_function(char f, const void *x, void *y, size_t n)
 NOINLINE double kernel_fma_loop(size_t iterations)
 {
     V acc[12], a = splat((T)0.999), b = splat((T)1e-3);
-    _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) acc[i] = splat((T)i);
+    UNROLL(12) for (int i = 0; i < 12; i++) acc[i] = splat((T)i);
     for (size_t n = 0; n < iterations; n++) {
-        _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) acc[i] = acc[i] * a + b;
+        UNROLL(12) for (int i = 0; i < 12; i++) acc[i] = acc[i] * a + b;
         __asm__ __volatile__("" : : : "memory");
     }
     V sum = acc[0];
-    _Pragma("GCC unroll 12") for (int i = 1; i < 12; i++) sum += acc[i];
+    UNROLL(12) for (int i = 1; i < 12; i++) sum += acc[i];
     return (double)lane_sum(sum);
 }

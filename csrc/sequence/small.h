@@ -8,33 +8,33 @@ INLINE void dot_rows(V *acc, const T *W, size_t ldw, size_t valid, const T *x, c
     size_t whole = K / VW * VW;
     if (valid == VW) {
         const T *p[LANE_COUNT > 4 ? LANE_COUNT / 4 : 1];
-        _Pragma("GCC unroll 4") for (int q = 0; q < (LANE_COUNT > 4 ? LANE_COUNT / 4 : 1); q++) p[q] = W + (size_t)q * 4 * ldw;
+        UNROLL(4) for (int q = 0; q < (LANE_COUNT > 4 ? LANE_COUNT / 4 : 1); q++) p[q] = W + (size_t)q * 4 * ldw;
         for (size_t k = 0; k < whole; k += VW) {
             V xv = load(x + k);
-            _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) acc[l] += load(p[l / 4] + (size_t)(l % 4) * ldw + k) * xv;
+            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] += load(p[l / 4] + (size_t)(l % 4) * ldw + k) * xv;
         }
     } else {
         for (size_t k = 0; k < whole; k += VW) {
             V xv = load(x + k);
-            _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++)
+            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++)
                 acc[l] += load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw + k) * xv;
         }
     }
     if (whole == K) return;
     V xv = load(x_last);
     if (whole) {
-        _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++)
+        UNROLL(16) for (int l = 0; l < LANE_COUNT; l++)
             acc[l] += load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw + K - VW) * xv;
         return;
     }
     if (room >= (valid - 1) * ldw + VW) {
-        _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++)
+        UNROLL(16) for (int l = 0; l < LANE_COUNT; l++)
             acc[l] += load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw) * xv;
         return;
     }
     T row[VW];
     memset(row, 0, sizeof row);
-    _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) {
+    UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) {
         memcpy(row, W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw, K * sizeof(T));
         acc[l] += load(row) * xv;
     }
@@ -64,12 +64,12 @@ NOINLINE void small_row(const run_state *s, const layer_run *run, const cell_pro
             int both = product->slot[q] == product->gate[q];
             T *out = gates + (size_t)product->slot[q] * s->Hp + u * VW;
             V acc[LANE_COUNT];
-            _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
+            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
             if (h) dot_rows(acc, run->whh + row * H, H, valid, h, h_last, H, (rows - row) * H);
             if (!both) { /* GRU, reset after: the candidate's two products stay apart */
                 store(out, load(out) + lane_sums(acc));
                 out = gates + (size_t)product->gate[q] * s->Hp + u * VW;
-                _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
+                UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
             }
             if (x) dot_rows(acc, run->wih + row * K, K, valid, x, x_last, K, (rows - row) * K);
             store(out, load(out) + lane_sums(acc));

@@ -20,24 +20,24 @@ INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
 {
     V acc[8][4];
     if (init) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < mr; i++)
-            _Pragma("GCC unroll 4") for (int j = 0; j < nv; j++) acc[i][j] = load(init + (size_t)i * ldi + off[j]);
+        UNROLL(8) for (int i = 0; i < mr; i++)
+            UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] = load(init + (size_t)i * ldi + off[j]);
     } else {
-        _Pragma("GCC unroll 8") for (int i = 0; i < mr; i++)
-            _Pragma("GCC unroll 4") for (int j = 0; j < nv; j++) acc[i][j] = (V){0};
+        UNROLL(8) for (int i = 0; i < mr; i++)
+            UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] = (V){0};
     }
     for (size_t k = 0; k < K; k++) {
         V bv[4];
-        _Pragma("GCC unroll 4") for (int j = 0; j < nv; j++) bv[j] = load(b + (size_t)j * VW);
-        _Pragma("GCC unroll 8") for (int i = 0; i < mr; i++) {
+        UNROLL(4) for (int j = 0; j < nv; j++) bv[j] = load(b + (size_t)j * VW);
+        UNROLL(8) for (int i = 0; i < mr; i++) {
             T s = a[(size_t)i * ars];
-            _Pragma("GCC unroll 4") for (int j = 0; j < nv; j++) acc[i][j] += s * bv[j];
+            UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] += s * bv[j];
         }
         a += aks;
         b += ldb;
     }
-    _Pragma("GCC unroll 8") for (int i = 0; i < mr; i++)
-        _Pragma("GCC unroll 4") for (int j = 0; j < nv; j++) store(c + (size_t)i * ldc + off[j], acc[i][j]);
+    UNROLL(8) for (int i = 0; i < mr; i++)
+        UNROLL(4) for (int j = 0; j < nv; j++) store(c + (size_t)i * ldc + off[j], acc[i][j]);
 }
 
 #define TILE(mr, nv)                                                                                       \
@@ -126,19 +126,19 @@ NOINLINE void dot_tile(size_t rows, size_t columns, size_t K, const T *a, size_t
 {
     V acc[TILE_DOT_ROWS * 4];
     const T *ap[TILE_DOT_ROWS], *bp[4];
-    _Pragma("GCC unroll 4") for (int i = 0; i < TILE_DOT_ROWS; i++) ap[i] = a + ((size_t)i < rows ? (size_t)i : rows - 1) * lda;
-    _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) bp[j] = b + ((size_t)j < columns ? (size_t)j : columns - 1) * ldb;
-    _Pragma("GCC unroll 16") for (int i = 0; i < TILE_DOT_ROWS * 4; i++) acc[i] = (V){0};
+    UNROLL(4) for (int i = 0; i < TILE_DOT_ROWS; i++) ap[i] = a + ((size_t)i < rows ? (size_t)i : rows - 1) * lda;
+    UNROLL(4) for (int j = 0; j < 4; j++) bp[j] = b + ((size_t)j < columns ? (size_t)j : columns - 1) * ldb;
+    UNROLL(16) for (int i = 0; i < TILE_DOT_ROWS * 4; i++) acc[i] = (V){0};
     for (size_t k = 0; k < K; k += VW) {
         V bv[4];
-        _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) bv[j] = load(bp[j] + k);
-        _Pragma("GCC unroll 4") for (int i = 0; i < TILE_DOT_ROWS; i++) {
+        UNROLL(4) for (int j = 0; j < 4; j++) bv[j] = load(bp[j] + k);
+        UNROLL(4) for (int i = 0; i < TILE_DOT_ROWS; i++) {
             V av = load(ap[i] + k);
-            _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) acc[i * 4 + j] += av * bv[j];
+            UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] += av * bv[j];
         }
     }
     T sums[TILE_DOT_ROWS * 4];
-    _Pragma("GCC unroll 8") for (int g = 0; g < DOT_GROUPS; g++) store(sums + g * LANE_COUNT, lane_sums(acc + g * LANE_COUNT));
+    UNROLL(8) for (int g = 0; g < DOT_GROUPS; g++) store(sums + g * LANE_COUNT, lane_sums(acc + g * LANE_COUNT));
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < columns; j++)
             out[i * ldo + j] = (accumulate ? out[i * ldo + j] : 0) + sums[i * 4 + j];

@@ -4,7 +4,7 @@ INLINE void transpose_block(V *v)
 {
 #if LANE_COUNT > 1
     /* log2(VW) rounds; in round s, rows i and i+s exchange the lanes that differ in bit s. */#define EXCHANGE_ROUND(s)                                                        \
-    _Pragma("GCC unroll 16") for (int i = 0; i < LANE_COUNT; i++) if (!(i & (s))) \
+    UNROLL(16) for (int i = 0; i < LANE_COUNT; i++) if (!(i & (s))) \
     {                                                                            \
         V a = v[i], b = v[i + (s)];                                              \
         v[i] = SHUFFLE2(a, b, LOW_LANE, s);                                      \
@@ -31,9 +31,9 @@ NOINLINE void pack_transposed(T *dst, size_t ldd, const T *src, size_t lds, size
     if (valid == VW && VW > 1)
         for (; k + VW <= K; k += VW) {
             V v[LANE_COUNT];
-            _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) v[l] = load(src + (size_t)l * lds + k);
+            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) v[l] = load(src + (size_t)l * lds + k);
             transpose_block(v);
-            _Pragma("GCC unroll 16") for (int l = 0; l < LANE_COUNT; l++) store(dst + (k + (size_t)l) * ldd, v[l]);
+            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) store(dst + (k + (size_t)l) * ldd, v[l]);
         }
     for (; k < K; k++)
         for (size_t l = 0; l < VW; l++) dst[k * ldd + l] = l < valid ? src[l * lds + k] : 0;

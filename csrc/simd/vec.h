@@ -22,6 +22,14 @@ typedef T VU __attribute__((vector_size(CRNN_VBYTES), aligned(sizeof(T)), may_al
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
 
+/* Loops over registers: must be unrolled whole, or the accumulators live in memory. */
+#if defined(__clang__)
+#define UNROLL(n) _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL_TEXT(text) _Pragma(#text)
+#define UNROLL(n) UNROLL_TEXT(GCC unroll n)
+#endif
+
 INLINE V load(const T *p) { return *(const VU *)(const void *)p; }
 INLINE void store(T *p, V v) { *(VU *)(void *)p = v; }
 INLINE V splat(T x) { return x - (V){0}; } /* x - 0, not x + 0: keeps -0 */
@@ -84,13 +92,13 @@ INLINE size_t leading(size_t n)
 INLINE V lane_sums(V *v)
 {
 #if LANE_COUNT == 16
-    _Pragma("GCC unroll 8") FOLD_ROUND(8);
+    UNROLL(8) FOLD_ROUND(8);
 #endif
 #if LANE_COUNT >= 8
-    _Pragma("GCC unroll 4") FOLD_ROUND(4);
+    UNROLL(4) FOLD_ROUND(4);
 #endif
 #if LANE_COUNT >= 4
-    _Pragma("GCC unroll 2") FOLD_ROUND(2);
+    UNROLL(2) FOLD_ROUND(2);
 #endif
 #if LANE_COUNT >= 2
     FOLD_ROUND(1);
