@@ -46,7 +46,8 @@ def test_blas_and_own_products_agree(kind, bidirectional, dtype, scipy_blas):
 
 def run(**environment):
     code = "from crnn import _kernels as k; print(k.isa(), k.blas_info()['used'])"
-    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    environment = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
 def test_environment_chooses_blas():
