@@ -41,6 +41,9 @@ def test_version(capsys):
         (["train", "--truncate", "chunk:4:2"], "at least k1"),
         (["train", "--schedule", "step"], "wanted constant, halve"),
         (["train", "--recipe", "soup"], "invalid choice: 'soup'"),
+        (["train", "--seed", "-1"], "argument --seed: got '-1', wanted a whole number of at least 0"),
+        (["generate", "m", "--seed", "x"], "argument --seed: got 'x', wanted a whole number of at least 0"),
+        (["gradcheck", "--seed", "-1"], "argument --seed"),
         (["generate"], "required: MODEL"),
         (["inspect", "m"], "--text --file"),
     ],
@@ -71,8 +74,19 @@ def test_interruption_anywhere(capsys, monkeypatch):
     assert (code, out, err.strip()) == (130, "", "crnn: interrupted")
 
 
+def test_interruption_while_the_program_loads(capsys, monkeypatch):
+    from crnn.__main__ import start
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "build_parser", interrupted)
+    assert start() == 130
+    assert capsys.readouterr().err.strip() == "crnn: interrupted"
+
+
 def test_errors_of_several_lines_become_one():
-    assert program.describe(ValueError("first:\n  second\n  third")) == "first:; second; third"
+    assert program.describe(ValueError("first:\n  second\n  third")) == "first: second; third"
     assert program.describe(FileNotFoundError(2, "No such file or directory", "x.csv")) == (
         "x.csv: no such file or directory"
     )

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from crnn.cli.corpus import is_stream
-from crnn.cli.options import HelpFormatter, add_threads_option, load_model, require_vocabulary
+from crnn.cli.options import HelpFormatter, add_threads_option, load_model, read_seed, require_vocabulary
 
 _DESCRIPTION = """\
 Write sentences, one a line on standard output and nothing else there.
@@ -34,7 +34,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="model file")
     parser.add_argument("-n", "--number", type=int, default=5, metavar="N", help="how many (default: 5)")
-    parser.add_argument("--seed", type=int, metavar="N", help="for repeatable sentences (default: new ones each time)")
+    parser.add_argument(
+        "--seed", type=read_seed, metavar="N", help="for repeatable sentences (default: new ones each time)"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="below 1 safer, above 1 wilder")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K most probable words only")
     parser.add_argument(

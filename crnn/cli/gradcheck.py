@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from crnn.bptt import Chunk, Full, Truncation, Window
-from crnn.cli.options import CELLS, HelpFormatter, read_truncation
+from crnn.cli.options import CELLS, HelpFormatter, read_seed, read_truncation
 
 _DESCRIPTION = """\
 Compare a language model's gradients with finite differences in float64: every tensor is listed with its
@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--samples", type=int, default=25, metavar="N", help="elements per tensor (default: 25)")
     parser.add_argument("--tolerance", type=float, default=1e-6, metavar="X", help="relative error (default: 1e-6)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and words (default: 0)")
+    parser.add_argument("--seed", type=read_seed, default=0, metavar="N", help="of weights and words (default: 0)")
     parser.set_defaults(run=run)
 
 

@@ -101,7 +101,7 @@ def describe(error: BaseException) -> str:
         text = str(error)
     else:
         text = f"unexpected {type(error).__name__}: {error} (CRNN_TRACEBACK=1 shows where; please report it)"
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip()).replace(":; ", ": ")
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "load_model",
     "note",
     "progress_bar",
+    "read_seed",
     "read_truncation",
     "require_vocabulary",
     "set_threads",
@@ -64,6 +65,23 @@ def read_truncation(text: str, plain: str = "window") -> Truncation:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     raise argparse.ArgumentTypeError(f"got {text!r}, wanted K, full, window:K, chunk:K1 or chunk:K1:K2")
+
+
+def read_seed(text: str) -> int:
+    """The value of --seed.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        Not a whole number of at least 0.
+    """
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 0")
+    return seed
 
 
 def add_threads_option(parser: argparse._ActionsContainer) -> None:

@@ -106,7 +106,8 @@ def split(sentences: list[list[str]], fraction: float, stream: bool) -> tuple[li
         raise ValueError(f"--valid-fraction: got {fraction}, wanted a number above 0 and at most 0.5")
     if len(sentences) < 2:
         raise ValueError(
-            f"the text has {len(sentences)} sentence(s), too few to keep a part for validation: use --valid-fraction 0"
+            f"the text has {len(sentences)} sentence(s), too few to keep a part for validation: use --valid-fraction 0 "
+            "(sentences are found by their punctuation and capitals; --level whitespace takes a line for one)"
         )
     if not stream:
         step = round(1.0 / fraction)

@@ -9,7 +9,7 @@ from typing import Any
 
 from crnn import optim, schedules
 from crnn.bptt import Chunk, Truncation, Window
-from crnn.cli.options import CELLS, HelpFormatter, add_reading_options, add_threads_option, read_truncation
+from crnn.cli.options import CELLS, HelpFormatter, add_reading_options, add_threads_option, read_seed, read_truncation
 from crnn.recipes import RECIPES, Recipe, get
 
 __all__ = ["add_parser", "final_schedule", "make_recipe"]
@@ -171,7 +171,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_run_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
+    group.add_argument("--seed", type=read_seed, metavar="N", help="of everything random (default: 0)")
     add_threads_option(group)
     group.add_argument("--out", type=Path, metavar="FILE", help="model file (default: crnn-model.safetensors)")
     group.add_argument("--log", type=Path, metavar="FILE", help="write the history, one JSON object a line")
