@@ -3,9 +3,13 @@
  * Tapes and workspaces are large and live for one call, and fresh pages cost more than the arithmetic on them (a fault
  * and a cleared page per 4 KiB). So a few released blocks are kept for the next call, CACHE_BYTES at most. Under a
  * sanitizer, or with an allocator of the caller's, nothing is kept. */
+#define _DEFAULT_SOURCE
 #include "internal.h"
 #include <stdatomic.h>
 #include <stdlib.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #define CACHE_BLOCKS 16
 #define CACHE_BYTES ((size_t)192 << 20)
@@ -77,6 +81,18 @@ static void *from_cache(size_t bytes)
     return block;
 }
 
+/* Ask for 2 MiB pages where a block is large: walking down the columns of a matrix touches a new page per row. */
+static void wish_for_large_pages(char *block, size_t bytes)
+{
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = (uintptr_t)1 << 21;
+    uintptr_t first = ((uintptr_t)block + page - 1) & ~(page - 1), end = ((uintptr_t)block + bytes) & ~(page - 1);
+    if (end > first) (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
+#else
+    (void)block, (void)bytes;
+#endif
+}
+
 void *crnn_allocate(size_t bytes)
 {
     size_t total = bytes + 2 * CRNN_LINE;
@@ -87,6 +103,7 @@ void *crnn_allocate(size_t bytes)
     if (!raw) return NULL;
     char *aligned = (char *)(((uintptr_t)raw + 2 * CRNN_LINE - 1) & ~(uintptr_t)(CRNN_LINE - 1));
     *head_of(aligned) = (block_head){raw, bytes, 0};
+    if (!user_allocate && bytes >= (size_t)4 << 20) wish_for_large_pages(raw, total);
     return aligned;
 }
 

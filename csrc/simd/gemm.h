@@ -1,5 +1,6 @@
 /* Matrix products in register tiles. Every element of every product is one chain of multiply-adds over k in rising
- * order, whatever tile it falls in: results do not depend on how rows and columns are cut, nor on the threads. */
+ * order, added to what was there, whatever tile it falls in: results do not depend on how rows and columns are cut, nor
+ * on the threads. */
 
 #if CRNN_VREGS >= 32
 #define TILE_DOT_ROWS 4
@@ -19,12 +20,9 @@ typedef void (*tile_function)(TILE_ARGUMENTS);
 INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
 {
     V acc[8][4];
-    if (init) {
-        UNROLL(8) for (int i = 0; i < mr; i++)
-            UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] = load(init + (size_t)i * ldi + off[j]);
-    } else {
-        UNROLL(8) for (int i = 0; i < mr; i++)
-            UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] = (V){0};
+    UNROLL(8) for (int i = 0; i < mr; i++) UNROLL(4) for (int j = 0; j < nv; j++) {
+        acc[i][j] = (V){0};
+        if (init) __builtin_prefetch(init + (size_t)i * ldi + off[j], 1, 3); /* wanted at the end, asked for now */
     }
     for (size_t k = 0; k < K; k++) {
         V bv[4];
@@ -36,6 +34,9 @@ INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
         a += aks;
         b += ldb;
     }
+    if (init)
+        UNROLL(8) for (int i = 0; i < mr; i++)
+            UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] += load(init + (size_t)i * ldi + off[j]);
     UNROLL(8) for (int i = 0; i < mr; i++)
         UNROLL(4) for (int j = 0; j < nv; j++) store(c + (size_t)i * ldc + off[j], acc[i][j]);
 }
