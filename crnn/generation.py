@@ -98,7 +98,7 @@ def generate(
     if max_length < min_length:
         raise ValueError(f"max_length must be at least min_length = {min_length}, got {max_length}")
     if not 0.0 < number(temperature, "temperature") < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature} (0: see greedy, --greedy)")
+        raise ValueError(f"temperature must be positive and finite, got {temperature} (greedy=True, --greedy: 0)")
     if top_k is not None:
         top_k = whole_number(top_k, "top_k")
     if top_p is not None and not 0.0 < number(top_p, "top_p") <= 1.0:
