@@ -32,7 +32,7 @@ void crnn_release(void *block);
 /* Threads: `work(context, rank, team)` runs once per rank; ranks may meet at crnn_barrier. */
 typedef struct crnn_team crnn_team;
 typedef void (*crnn_work)(void *context, int rank, crnn_team *team);
-void crnn_parallel(int threads, crnn_work work, void *context);
+void crnn_parallel(int threads, int brief, crnn_work work, void *context); /* brief: a few tens of microseconds */
 int crnn_team_size(const crnn_team *team);
 void crnn_barrier(crnn_team *team);
 double crnn_seconds(void);

@@ -25,6 +25,7 @@ static struct {
     atomic_uint ticket;     /* rises with every job */
     atomic_int pending;     /* workers that have not finished the job */
     atomic_int sleepers;
+    atomic_uint nudge;      /* rises to wake sleepers that have no job yet */
     int workers;            /* started in this process */
     crnn_work work;
     void *context;
@@ -96,7 +97,10 @@ static void *worker(void *argument)
             if (++spins < SPIN_ROUNDS) { relax(); continue; }
             pthread_mutex_lock(&pool.lock);
             atomic_fetch_add(&pool.sleepers, 1);
-            while (atomic_load(&pool.ticket) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
+            unsigned nudge = atomic_load(&pool.nudge);
+            while (atomic_load(&pool.ticket) == seen && atomic_load(&pool.nudge) == nudge)
+                pthread_cond_wait(&pool.wake, &pool.lock);
+            spins = 0;
             atomic_fetch_sub(&pool.sleepers, 1);
             pthread_mutex_unlock(&pool.lock);
         }
@@ -138,10 +142,34 @@ static int start_workers(int threads)
     return pool.workers + 1 < threads ? pool.workers + 1 : threads;
 }
 
-void crnn_parallel(int threads, crnn_work work, void *context)
+static void wake_sleepers(void)
+{
+    pthread_mutex_lock(&pool.lock);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+/* A brief job is over before a sleeping worker would have woken: it goes alone. But when such jobs follow each other
+ * closely, the workers are woken meanwhile, to be awake for the next one. */
+#define CLOSE_TOGETHER 2e-4
+static double last_brief;
+
+static int better_alone(void)
+{
+    if (atomic_load(&pool.sleepers) == 0 && pool.workers > 0) return 0;
+    double now = crnn_seconds(), since = now - last_brief;
+    last_brief = now;
+    if (since > CLOSE_TOGETHER) return 1;
+    atomic_fetch_add(&pool.nudge, 1);
+    wake_sleepers();
+    return pool.workers > 0;
+}
+
+void crnn_parallel(int threads, int brief, crnn_work work, void *context)
 {
     if (threads > 1 && !atomic_flag_test_and_set(&busy)) {
         if (alone_calls > 0) alone_calls--, threads = 1;
+        else if (brief && better_alone()) threads = 1;
         else threads = start_workers(threads);
         if (threads > 1) {
             double start = crnn_seconds(), since = 0;
@@ -152,11 +180,7 @@ void crnn_parallel(int threads, crnn_work work, void *context)
             atomic_store(&pool.team.arrived, 0);
             atomic_store(&pool.pending, pool.workers);
             atomic_fetch_add(&pool.ticket, 1);
-            if (atomic_load(&pool.sleepers) > 0) {
-                pthread_mutex_lock(&pool.lock);
-                pthread_cond_broadcast(&pool.wake);
-                pthread_mutex_unlock(&pool.lock);
-            }
+            if (atomic_load(&pool.sleepers) > 0) wake_sleepers();
             work(context, 0, &pool.team);
             for (int spins = 0; atomic_load_explicit(&pool.pending, memory_order_acquire) > 0; spins++)
                 wait_a_little(spins, &since);

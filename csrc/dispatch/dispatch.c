@@ -219,7 +219,7 @@ double crnn_fma_peak(crnn_dtype dtype, int threads, double seconds)
     peak_call call = {.kernels = kernels(dtype), .seconds = seconds};
     if (threads < 1) threads = 1;
     if (threads > 64) threads = 64;
-    crnn_parallel(threads, peak_work, &call);
+    crnn_parallel(threads, 0, peak_work, &call);
     double sum = 0;
     for (int i = 0; i < threads; i++) sum += call.rate[i];
     return sum;

@@ -208,7 +208,7 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
             if (update)
                 for (size_t k = 0; k < H; k++) call.h_scaled[r * call.ldh + k] = (T)-args->rate * h[k];
         }
-        crnn_parallel(threads, softmax_work, &call);
+        crnn_parallel(threads, 0, softmax_work, &call);
         for (size_t r = 0; r < call.rows && !probabilities; r++) {
             sum += call.losses[r];
             if (args->losses) args->losses[first + r] = call.losses[r];

@@ -309,7 +309,7 @@ static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *bat
         set_bias(s, run);
     }
     forward_call call = {s, args};
-    crnn_parallel(s->threads, forward_work, &call);
+    crnn_parallel(s->threads, s->small, forward_work, &call);
     if (tape) *tape = &s->head;
     else crnn_release(block);
     return CRNN_OK;

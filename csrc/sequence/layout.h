@@ -75,7 +75,7 @@ static void choose_threads(run_state *s, size_t input)
 {
     double flops = 2.0 * (double)s->R * (double)(s->shape.gates * s->H) * (double)(input + s->H) * (double)s->L;
     size_t most = (size_t)crnn_get_threads();
-    if (flops < (s->small ? 2e6 : 1e6) || s->UV < most) most = 1;
+    if (flops < (s->small ? 6e5 : 1e6) || s->UV < most) most = 1;
     double step_flops = 2.0 * (double)s->B * (double)(s->shape.gates * s->H) * (double)s->H;
     s->threads = (int)most;
     if (s->B >= most * 16) s->split = BY_SEQUENCES;

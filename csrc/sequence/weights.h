@@ -197,7 +197,7 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
         if (back->dc0) memset(back->dc0, 0, s->B * s->ldh * sizeof(T));
         if (call.overlap) memset(back->sum, 0, s->R * s->ldg * sizeof(T));
     }
-    crnn_parallel(s->threads, backward_work, &call);
+    crnn_parallel(s->threads, s->small, backward_work, &call);
     crnn_release(block);
     return CRNN_OK;
 }
