@@ -95,8 +95,8 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/output/softmax.h", "args->accumulate || first > 0", "args->accumulate", SOFTMAX),
     (
         "csrc/output/softmax.h",
-        "part + r * call->ldh + k, call->ldh, v > from",
-        "part + r * call->ldh + k, call->ldh, 0",
+        "softmax_dot(call, part, w, v, n, v > from)",
+        "softmax_dot(call, part, w, v, n, 0)",
         SOFTMAX,
     ),
 )
