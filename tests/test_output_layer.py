@@ -283,3 +283,21 @@ def test_no_rows():
     )
     assert total == 0.0
     assert not grads["weight"].any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("vocabulary", [8192, 8193, 20_011])
+def test_large_vocabularies(vocabulary, dtype, isa, threads):
+    """Each slab of columns is walked in several pieces, whose parts of dH add up."""
+    threads(2)
+    given = head(vocabulary, 7, 9, dtype)
+    expected, d_h, d_weight, d_bias = reference.softmax_cross_entropy(
+        given.h, given.params["weight"], given.bias, given.targets
+    )
+    grads, dh, losses = given.params.like(), np.full_like(given.h, 7.0), np.empty(7)
+    _kernels.softmax_loss(
+        given.h, given.weight_t, given.bias, given.targets, dh, grads.storage("weight"), grads["bias"], losses=losses
+    )
+    limit = 64 * np.finfo(dtype).eps
+    for found, wanted in ((losses, expected), (dh, d_h), (grads["weight"], d_weight), (grads["bias"], d_bias)):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=limit * np.abs(wanted).max())

@@ -33,9 +33,10 @@ static struct {
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 /* Other programs may hold the cores that our workers want. Then the caller waits for whole time slices, and is better off
- * alone: after a call that spent much of its time waiting, the next calls run on one thread, ever more of them while it
- * goes on. Only the owner of the pool touches these. */
-static int alone_calls, alone_level;
+ * alone: after several calls in a row that spent most of their time waiting (for workers that were awake), the next calls
+ * run on one thread, more of them each time. Only the owner of the pool touches these. */
+#define BAD_IN_A_ROW 3
+static int bad_calls, alone_calls, alone_level;
 static _Thread_local double waited; /* seconds, beyond the first moments of each wait */
 
 static unsigned first_ticket[MAX_THREADS];
@@ -180,17 +181,21 @@ void crnn_parallel(int threads, int brief, crnn_work work, void *context)
             atomic_store(&pool.team.arrived, 0);
             atomic_store(&pool.pending, pool.workers);
             atomic_fetch_add(&pool.ticket, 1);
-            if (atomic_load(&pool.sleepers) > 0) wake_sleepers();
+            int awake = atomic_load(&pool.sleepers) == 0;
+            if (!awake) wake_sleepers();
             work(context, 0, &pool.team);
             for (int spins = 0; atomic_load_explicit(&pool.pending, memory_order_acquire) > 0; spins++)
                 wait_a_little(spins, &since);
             double end = crnn_seconds();
             if (since > 0) waited += end - since;
-            if (waited > 2e-4 && waited > 0.3 * (end - start)) {
-                alone_calls = 8 << alone_level;
-                if (alone_level < 5) alone_level++;
-            } else {
-                alone_level = 0;
+            int bad = awake && waited > 1e-3 && waited > 0.5 * (end - start);
+            if (!bad) {
+                if (bad_calls > 0) bad_calls--;
+                else alone_level = 0;
+            } else if (++bad_calls >= BAD_IN_A_ROW) {
+                bad_calls = 0;
+                alone_calls = 16 << alone_level;
+                if (alone_level < 4) alone_level++;
             }
             atomic_flag_clear(&busy);
             return;

@@ -78,7 +78,7 @@ static void choose_threads(run_state *s, size_t input)
     if (flops < (s->small ? 6e5 : 1e6) || s->UV < most) most = 1;
     double step_flops = 2.0 * (double)s->B * (double)(s->shape.gates * s->H) * (double)s->H;
     s->threads = (int)most;
-    if (s->B >= most * 16) s->split = BY_SEQUENCES;
+    if (s->B >= most * 8) s->split = BY_SEQUENCES;
     else if (step_flops >= 6e4) s->split = BY_UNITS;
     else s->split = s->B >= most * 4 ? BY_SEQUENCES : ALONE;
     if (most == 1) s->split = BY_SEQUENCES;
