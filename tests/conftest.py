@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import signal
 import sys
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ import pytest
 
 # pytest imports test modules by path (importmode=importlib), so the oracle beside them needs a place on sys.path.
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Shells start background jobs with Ctrl-C ignored, and children inherit that; tests of interruption need the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ISAS_OF_MACHINE = {
     "x86_64": ("scalar", "sse2", "avx2", "avx512"),

@@ -177,6 +177,9 @@ static void forward_layer(const forward_call *call, size_t l, layer_run *run, in
     for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
         t1 = next_chunk(s, t0);
         size_t gate_base = s->keep ? 0 : (size_t)s->offsets[t0];
+        /* Without a tape every block of steps uses the same rows of gates, and in a ragged batch a sequence's row moves
+         * from block to block: nobody may begin the next block before all have left this one. */
+        if (t0 > 0 && !s->keep && !s->dense) crnn_barrier(team);
         project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx);
         for (size_t t = t0; t < t1; t++) {
             forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, i1, u0, u1, 0);
