@@ -29,8 +29,8 @@ typedef struct {
     int overlap; /* sums apart from d */
 } backward_call;
 
-/* dh (rows, units [u0, u1)) = init + d W, d's gates side by side in rows of gates; in tiles of 4 unit vectors.
- * done, per tile row: the caller's element-wise work on the finished patch. */
+/* out (rows, units [u0, u1)) = init + d W, d's gates side by side in rows of gates; in tiles of 4 unit vectors.
+ * init null: 0. backwards: tiles from the last to the first. */
 static void product_back(const cell_product *product, size_t H, size_t Hp, size_t ldg, const T *d, const T *pack,
                          size_t u0, size_t u1, size_t rows, T *out, size_t ldo, const T *init, int backwards)
 {
