@@ -44,7 +44,7 @@ static void product_back(const cell_product *product, size_t H, size_t Hp, size_
             for (int g = 0; g < product->gates; g++) {
                 const T *from = g ? c : init ? init + row * ldo + u * VW : NULL;
                 tiles[mr][units](H, d + row * ldg + (size_t)product->slot[g] * Hp, ldg, 1,
-                                 b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off);
+                                 b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off, NULL, 0);
             }
             row += mr;
         }

@@ -48,14 +48,15 @@ static void project_onehot(const run_state *s, const layer_run *run, T *g, size_
 }
 
 static void project_rows(const run_state *s, const layer_run *run, size_t row, size_t gate_row, size_t rows, size_t u,
-                         size_t units, const T *x, size_t ldx)
+                         size_t units, size_t next_units, const T *x, size_t ldx)
 {
     size_t off[4];
     const cell_product *product = &s->shape.input;
     int nv = tile_offsets(product, s->Hp, u, units, off);
-    const T *b = run->pack_ih + u * (size_t)product->gates * VW * run->input;
+    const size_t per_unit = (size_t)product->gates * VW * run->input;
+    const T *b = run->pack_ih + u * per_unit;
     tile_column(rows, nv, run->input, x + row * ldx, ldx, 1, b, (size_t)nv * VW, run->gates + gate_row * s->ldg, s->ldg,
-                run->bias, 0, off);
+                run->bias, 0, off, fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv));
 }
 
 /* The same through BLAS, gate by gate, on top of the bias. */
@@ -81,14 +82,15 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
     int whole = i0 == 0 && i1 == s->B;
     size_t tile = x && !crnn_blas_wanted() ? s->shape.input.units : u1 - u0;
     for (size_t u = u0; u < u1; u += tile) {
-        size_t units = u1 - u < tile ? u1 - u : tile;
-        for (size_t t = t0; t < (whole ? t0 + 1 : t1); t++) {
+        size_t units = u1 - u < tile ? u1 - u : tile, left = u1 - u - units, next = left < tile ? left : tile;
+        size_t stop = whole ? t0 + 1 : t1;
+        for (size_t t = t0; t < stop; t++) {
             size_t n = whole ? rows : block_rows(s, t), lo = i0 < n ? i0 : n, hi = whole || i1 > n ? n : i1;
             size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
             if (hi == lo) continue;
             if (x && crnn_blas_wanted()) project_blas(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
             else if (s->ids && !x) project_onehot(s, run, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
-            else project_rows(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
+            else project_rows(s, run, row, row - gate_base, hi - lo, u, units, t + 1 < stop ? 0 : next, x, ldx);
         }
     }
     if (s->shape.kind != KIND_GRU_AFTER) return;
@@ -115,11 +117,16 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
         size_t u = tile_start(u0, u1, product->units, n_tile, t & 1);
         size_t units = u1 - u < product->units ? u1 - u : product->units, off[4];
         int nv = tile_offsets(product, s->Hp, u, units, off);
-        const T *b = pack + u * g * VW * s->H;
+        const T *b = pack + u * g * VW * s->H, *next_b = NULL;
+        if (u0 + (n_tile + 1) * product->units < u1)
+            next_b = pack + tile_start(u0, u1, product->units, n_tile + 1, t & 1) * g * VW * s->H;
+        fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * product->units * VW * K, hi - i0, nv);
         for (size_t done = 0; done < hi - i0;) {
-            size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]);
+            const char *ahead;
+            size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]), lines = fetch_share(&plan, &ahead);
             T *c = gates + done * s->ldg;
-            if (K) tiles[mr][nv](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off);
+            if (K)
+                tiles[mr][nv](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, ahead, lines);
             size_t col = u * VW, prev = (before + done) * s->ldh + col, next = (s->B + row + done) * s->ldh + col;
             forward_patch patch = {c + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev : NULL, run->h + next,
                                    run->c ? run->c + next : NULL, s->ldh};

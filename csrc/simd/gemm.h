@@ -11,11 +11,13 @@ static const int tile_rows_max[5] = {0, 8, 6, 4, 3};
 #endif
 
 /* c[i][off[j]..] = init[i][off[j]..] + sum_k a[i*ars + k*aks] * b[k*ldb + j*VW ..],  i < mr rows, j < nv vectors.
- * init null: 0. ldi 0: the same row of init for all (a bias). */
+ * init null: 0. ldi 0: the same row of init for all (a bias).
+ * Meanwhile `lines` cache lines from `ahead` on come closer, spread evenly over k: what a later tile will read. */
 #define TILE_ARGUMENTS                                                                                                 \
     size_t K, const T *a, size_t ars, size_t aks, const T *b, size_t ldb, T *c, size_t ldc, const T *init, size_t ldi, \
-        const size_t *off
+        const size_t *off, const char *ahead, size_t lines
 typedef void (*tile_function)(TILE_ARGUMENTS);
+#define AHEAD_STEP 64
 
 INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
 {
@@ -24,15 +26,20 @@ INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
         acc[i][j] = (V){0};
         if (init) __builtin_prefetch(init + (size_t)i * ldi + off[j], 1, 3); /* wanted at the end, asked for now */
     }
-    for (size_t k = 0; k < K; k++) {
-        V bv[4];
-        UNROLL(4) for (int j = 0; j < nv; j++) bv[j] = load(b + (size_t)j * VW);
-        UNROLL(8) for (int i = 0; i < mr; i++) {
-            T s = a[(size_t)i * ars];
-            UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] += s * bv[j];
+    const size_t step = lines ? AHEAD_STEP : K, per_step = lines ? (lines * AHEAD_STEP + K - 1) / K : 0;
+    for (size_t k = 0; k < K;) {
+        const size_t stop = K - k < step ? K : k + step, upto = lines > per_step ? lines - per_step : 0;
+        for (; lines > upto; lines--, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        for (; k < stop; k++) {
+            V bv[4];
+            UNROLL(4) for (int j = 0; j < nv; j++) bv[j] = load(b + (size_t)j * VW);
+            UNROLL(8) for (int i = 0; i < mr; i++) {
+                T s = a[(size_t)i * ars];
+                UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] += s * bv[j];
+            }
+            a += aks;
+            b += ldb;
         }
-        a += aks;
-        b += ldb;
     }
     if (init)
         UNROLL(8) for (int i = 0; i < mr; i++)
@@ -44,7 +51,7 @@ INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
 #define TILE(mr, nv)                                                                                       \
     NOINLINE void tile_##mr##x##nv(TILE_ARGUMENTS)                                                         \
     {                                                                                                      \
-        tile_body(mr, nv, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off);                                 \
+        tile_body(mr, nv, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, ahead, lines);                                 \
     }
 #define TILE_ROW(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3) TILE(mr, 4)
 #define TILE_NAMES(mr) {NULL, tile_##mr##x1, tile_##mr##x2, tile_##mr##x3, tile_##mr##x4}
@@ -71,51 +78,87 @@ INLINE size_t next_rows(size_t left, size_t most)
     return (left + count - 1) / count;
 }
 
+/* The packed weights of the next tiles lie outside the second-level cache (4 MB for an LSTM of 500 units) and are wanted
+ * faster than the third level gives them, so they are fetched while the tiles before them are at work. */
+typedef struct {
+    const char *at;
+    size_t lines, tiles; /* still to fetch; calls of tiles left to do it in */
+} fetch_plan;
+
+/* `whole` elements of packed weights in all; those of one next tile are `count` from `next` on. */
+#define FETCH_BYTES ((size_t)2 << 20)
+INLINE fetch_plan fetch_ahead(size_t whole, const T *next, size_t count, size_t rows, int nv)
+{
+    size_t most = (size_t)tile_rows_max[nv];
+    if (!next || whole * sizeof(T) < FETCH_BYTES) return (fetch_plan){0};
+    return (fetch_plan){(const char *)next, count * sizeof(T) / 64, (rows + most - 1) / most};
+}
+
+INLINE size_t fetch_share(fetch_plan *plan, const char **ahead)
+{
+    size_t lines = plan->tiles ? plan->lines / plan->tiles : 0;
+    *ahead = plan->at;
+    plan->at += lines * 64;
+    plan->lines -= lines;
+    plan->tiles -= plan->tiles > 0;
+    return lines;
+}
+
 /* Rows of one product with one tile-wide group of columns. */
 INLINE void tile_column(size_t rows, int nv, size_t K, const T *a, size_t ars, size_t aks, const T *b, size_t ldb, T *c,
-                        size_t ldc, const T *init, size_t ldi, const size_t *off)
+                        size_t ldc, const T *init, size_t ldi, const size_t *off, fetch_plan plan)
 {
     for (size_t done = 0; done < rows;) {
-        size_t mr = next_rows(rows - done, (size_t)tile_rows_max[nv]);
+        const char *ahead;
+        size_t mr = next_rows(rows - done, (size_t)tile_rows_max[nv]), lines = fetch_share(&plan, &ahead);
         tiles[mr][nv](K, a + done * ars, ars, aks, b, ldb, c + done * ldc, ldc, init ? init + done * ldi : NULL, ldi,
-                      off);
+                      off, ahead, lines);
         done += mr;
     }
 }
 
 static const size_t contiguous_off[4] = {0, VW, 2 * VW, 3 * VW};
 
+/* One tile of C[m][n] (+)= sum_k A[k*lda + m] * B[k*ldb + n]; columns past `width` are computed but not written. */
+INLINE void tile_tn(size_t mr, size_t width, size_t K, const T *a, size_t lda, const T *b, size_t ldb, T *c, size_t ldc,
+                    int add)
+{
+    T edge[8 * 4 * VW];
+    int nv = (int)((width + VW - 1) / VW);
+    if (width == (size_t)nv * VW) {
+        tiles[mr][nv](K, a, 1, lda, b, ldb, c, ldc, add ? c : NULL, ldc, contiguous_off, NULL, 0);
+        return;
+    }
+    for (size_t i = 0; add && i < mr; i++) memcpy(edge + i * 4 * VW, c + i * ldc, width * sizeof(T));
+    tiles[mr][nv](K, a, 1, lda, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off, NULL, 0);
+    for (size_t i = 0; i < mr; i++) memcpy(c + i * ldc, edge + i * 4 * VW, width * sizeof(T));
+}
+
 /* C[m][n] (+)= sum_k A[k*lda + m] * B[k*ldb + n], rows m0..m1: a weight gradient. B's rows are readable up to whole
- * vectors; C's are written only up to N. k runs in blocks, so that B's block stays in the second-level cache. */
-#define TN_BLOCK 256
+ * vectors; C's are written only up to N. Blocked for the caches: TN_ROWS rows of C stay in the second level while k
+ * goes by in blocks, and of B a block of k by one tile's columns stays in the first level under all those rows. */
+#define TN_BLOCK 128
+#define TN_ROWS 96
 static void product_tn(size_t m0, size_t m1, size_t N, size_t K, const T *A, size_t lda, const T *B, size_t ldb, T *C,
                        size_t ldc, int accumulate)
 {
-    T edge[8 * 4 * VW];
     if (crnn_blas_wanted()) {
         if (m1 > m0) crnn_blas_gemm(THIS_DTYPE, 'N', 'T', N, m1 - m0, K, B, ldb, A + m0, lda, accumulate, C + m0 * ldc, ldc);
         return;
     }
-    for (size_t k0 = 0; k0 < K || k0 == 0; k0 += TN_BLOCK) {
-        size_t kn = K - k0 < TN_BLOCK ? K - k0 : TN_BLOCK;
-        int add = accumulate || k0 > 0;
-        for (size_t m = m0; m < m1;) {
-            size_t mr = next_rows(m1 - m, (size_t)tile_rows_max[4]);
+    for (size_t mb = m0; mb < m1; mb += TN_ROWS) {
+        size_t me = m1 - mb < TN_ROWS ? m1 : mb + TN_ROWS;
+        for (size_t k = 0; k < K || k == 0; k += TN_BLOCK) {
+            size_t kn = K - k < TN_BLOCK ? K - k : TN_BLOCK;
             for (size_t n = 0; n < N; n += 4 * VW) {
                 size_t width = N - n < 4 * VW ? N - n : 4 * VW;
-                int nv = (int)((width + VW - 1) / VW);
-                T *c = C + m * ldc + n;
-                const T *a = A + k0 * lda + m, *b = B + k0 * ldb + n;
-                if (width == (size_t)nv * VW) {
-                    tiles[mr][nv](kn, a, 1, lda, b, ldb, c, ldc, add ? c : NULL, ldc, contiguous_off);
-                } else {
-                    if (add)
-                        for (size_t i = 0; i < mr; i++) memcpy(edge + i * 4 * VW, c + i * ldc, width * sizeof(T));
-                    tiles[mr][nv](kn, a, 1, lda, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off);
-                    for (size_t i = 0; i < mr; i++) memcpy(c + i * ldc, edge + i * 4 * VW, width * sizeof(T));
+                for (size_t m = mb; m < me;) {
+                    size_t mr = next_rows(me - m, (size_t)tile_rows_max[4]);
+                    tile_tn(mr, width, kn, A + k * lda + m, lda, B + k * ldb + n, ldb, C + m * ldc + n, ldc,
+                            accumulate || k > 0);
+                    m += mr;
                 }
             }
-            m += mr;
         }
     }
 }
