@@ -18,6 +18,11 @@ install_parity() {
         echo "!!!! ONNX, ONNX Runtime, h5py or matplotlib could not be installed: their tests will be SKIPPED."
         result "SKIPPED  tests with ONNX, ONNX Runtime, h5py or matplotlib: not all could be installed"
     fi
+    # Keras computes with PyTorch where that is installed.
+    if ! pip install -q keras mypy basedpyright; then
+        echo "!!!! Keras or a type checker could not be installed: parity with Keras or the typing tests will be SKIPPED."
+        result "SKIPPED  parity with Keras or the typing tests: not all could be installed"
+    fi
 }
 
 run_readme() {
