@@ -177,6 +177,16 @@ def test_short_row_is_named_and_empty_rows_are_skipped(tmp_path):
         next(loop)
 
 
+def test_an_open_quotation_mark_is_told(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text('body\nfirst\n"second, never closed\nthird, ""fourth""\n')
+    with pytest.warns(UserWarning, match=r"starts on line 3 is never closed.*one field"):
+        documents = list(read_csv(path))
+    assert documents == ["first", 'second, never closed\nthird, "fourth"\n']
+    path.write_text('body\n"closed\n at the end"')
+    assert list(read_csv(path)) == ["closed\n at the end"]  # any warning is an error here
+
+
 def test_long_fields(tmp_path):
     long = "word " * 60_000
     assert list(read_csv(write_csv(tmp_path / "c.csv", [["body"], [long]]), "body")) == [long]

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,9 +113,15 @@ def read_csv(
         The file is missing, unreadable, or a damaged gzip file.
     ValueError
         A column that is not there (the error names those that are), an empty file, bytes that are not in the encoding
-        (the error names the position), a row that is too short, a quotation mark that is never closed.
+        (the error names the position), a row that is too short, a quotation mark that is not closed for 64 million
+        characters.
     TypeError
         `column` is neither a string nor an integer.
+
+    Warns
+    -----
+    UserWarning
+        While looping: the file ends inside a quoted field, which therefore holds everything from its row on.
     """
     path = Path(path)
     if _suffix(path) == ".txt":
@@ -305,9 +312,13 @@ def _rows(path: Path, stream: IO[str], delimiter: str, index: int = 0) -> Iterat
     """All rows that are not empty; each must have a field number `index`."""
     # the module's limit of 131,072 characters is per process and too small for long posts
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
-    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
+    lines: list[str] = []  # of the row at hand
+    reader = csv.reader(_remembered(stream, lines), delimiter=delimiter, skipinitialspace=True)
+    last: list[str] = []
     try:
         for row in reader:
+            last = lines.copy()
+            lines.clear()
             if not row:
                 continue
             if len(row) <= index:
@@ -318,6 +329,27 @@ def _rows(path: Path, stream: IO[str], delimiter: str, index: int = 0) -> Iterat
             yield row
     except csv.Error as error:
         raise ValueError(f"{path}: line {reader.line_num}: {error}; is a quotation mark never closed?") from None
+    if _ends_inside_quotes(last, delimiter):
+        warnings.warn(
+            f"{path}: a quotation mark in the row that starts on line {reader.line_num - len(last) + 1} is never closed: "
+            "the rest of the file was read as one field",
+            stacklevel=2,
+        )
+
+
+def _remembered(stream: IO[str], lines: list[str]) -> Iterator[str]:
+    for line in stream:
+        lines.append(line)
+        yield line
+
+
+def _ends_inside_quotes(row: list[str], delimiter: str) -> bool:
+    """Whether the lines of a file's last row leave a quoted field open. Only a strict reader minds."""
+    try:
+        list(csv.reader(row, delimiter=delimiter, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        return "unexpected end" in str(error)
+    return False
 
 
 def _column_index(path: Path, column: int | str, names: tuple[str, ...], header: bool) -> int:
