@@ -330,8 +330,9 @@ def _rows(path: Path, stream: IO[str], delimiter: str, index: int = 0) -> Iterat
     except csv.Error as error:
         raise ValueError(f"{path}: line {reader.line_num}: {error}; is a quotation mark never closed?") from None
     if _ends_inside_quotes(last, delimiter):
+        start = reader.line_num - len(last) + 1
         warnings.warn(
-            f"{path}: a quotation mark in the row that starts on line {reader.line_num - len(last) + 1} is never closed: "
+            f"{path}: a quotation mark in the row that starts on line {start} is never closed: "
             "the rest of the file was read as one field",
             stacklevel=2,
         )
