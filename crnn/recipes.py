@@ -103,6 +103,11 @@ class Recipe:
         for name, choices in (("level", ("word", "whitespace", "character")), ("layout", ("sentences", "stream"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted one of {', '.join(map(repr, choices))}")
+        if self.level != "character" and self.vocabulary_size is not None and self.vocabulary_size < 4:
+            raise ValueError(
+                f"vocabulary_size: got {self.vocabulary_size}, wanted at least 4 (two markers, the unknown word and "
+                "one word) or None"
+            )
         if self.forget_bias is not None and (self.cell != "lstm" or not self.bias):
             raise ValueError("forget_bias: only an LSTM with biases has one")
         if self.layout == "stream" and not isinstance(self.truncation, bptt.Chunk):

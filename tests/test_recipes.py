@@ -142,3 +142,10 @@ def test_each_recipe_learns_a_pattern(name) -> None:
         train, valid = recipe.training_data(sequences), recipe.evaluation_data(sequences[:5])
     history = recipe.trainer(recipe.model(words, rng=1), rng=2).fit(train, valid, epochs=2)
     assert history[-1]["valid_loss"] < 0.8 * np.log(words)
+
+
+@pytest.mark.parametrize("level", ["word", "whitespace"])
+def test_a_vocabulary_without_room_for_a_word_is_refused_before_any_text_is_read(level):
+    with pytest.raises(ValueError, match="vocabulary_size: got 3, wanted at least 4"):
+        recipes.get("notes").override(level=level, vocabulary_size=3)
+    recipes.get("notes").override(level="character", vocabulary_size=3)
