@@ -239,12 +239,19 @@ def test_columns_and_names_of_files(capsys, comments, tmp_path):
         (b"", "empty.csv: the file is empty"),
         (b"body\nHello.\n", "too few to keep a part for validation"),
         (b"body\nGr\xfc\xdfe\n", "empty.csv: byte 7 is not utf-8"),
-        (b'body\n"never closed\n', "too few"),
     ],
 )
 def test_bad_texts(capsys, tmp_path, content, message):
     (tmp_path / "empty.csv").write_bytes(content)
     assert message in fails(capsys, "train", "--quiet", "empty.csv")
+
+
+@pytest.mark.filterwarnings("always:.*never closed")
+def test_an_open_quotation_mark_is_told_and_the_rest_is_used(capsys, tmp_path):
+    (tmp_path / "open.csv").write_text('body\n"Never closed. \nYes.\nNo.\n', encoding="utf-8")
+    code, _, err = run(capsys, "train", "open.csv", *SMALL, "--quiet")
+    assert code == 0, err
+    assert "row that starts on line 2 is never closed" in err
 
 
 def test_one_word_sentences_are_fine(capsys, tmp_path):
