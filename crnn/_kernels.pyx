@@ -14,6 +14,7 @@ cnp.import_array()
 cdef extern from "Python.h":
     const char *PyCapsule_GetName(object) except NULL
     void *PyCapsule_GetPointer(object, const char *) except NULL
+    Py_ssize_t PY_SSIZE_T_MAX
 
 
 cdef extern from "crnn.h" nogil:
@@ -99,6 +100,18 @@ cdef extern from "crnn.h" nogil:
     crnn_status crnn_softmax_probabilities(const crnn_softmax_args *, void *)
     crnn_status crnn_update(const crnn_update_args *)
     double crnn_sum_squares(crnn_dtype, const void *, size_t)
+    int crnn_all_finite(crnn_dtype, const void *, size_t)
+    ctypedef struct crnn_rows_args:
+        crnn_dtype dtype
+        crnn_batch batch
+        size_t width
+        void **sequences
+        Py_ssize_t step
+        void *rows
+    int64_t crnn_pack_rows(const crnn_rows_args *)
+    void crnn_unpack_rows(const crnn_rows_args *)
+    void *crnn_allocate(size_t)
+    void crnn_release(void *)
     void crnn_scale(crnn_dtype, void *, size_t, double)
     void crnn_add_rows(crnn_dtype, void *, size_t, size_t, const int64_t *, const void *, size_t, size_t, double)
     crnn_status crnn_function(crnn_dtype, char, const void *, void *, size_t)
@@ -348,6 +361,116 @@ cdef int output_layer(crnn_softmax_args *args, h, weight_t, bias, bint writable)
     return typenum
 
 
+cdef class Block:
+    """Memory of the library's cache under an array."""
+    cdef void *data
+
+    def __dealloc__(self):
+        crnn_release(self.data)
+
+
+cdef Py_ssize_t LEAST_BLOCK = 32768  # bytes; NumPy's own allocator serves what is smaller
+
+
+def empty(shape, dtype):
+    """numpy.empty, from the library's cache of memory where the array is large: no fresh pages with every call."""
+    cdef cnp.dtype kind = dtype if type(dtype) is cnp.dtype else cnp.dtype(dtype)
+    cdef Py_ssize_t size = kind.itemsize, extent
+    cdef cnp.npy_intp sizes[8]
+    cdef int n = 0, typenum = kind.num
+    for extent in shape:
+        if n == 8:
+            raise ValueError("shape: wanted at most 8 dimensions")
+        sizes[n] = extent
+        n += 1
+        if extent < 0 or (extent and size > PY_SSIZE_T_MAX // extent):
+            raise MemoryError(f"crnn: an array of shape {tuple(shape)} is too large")
+        size *= extent
+    if size < LEAST_BLOCK:
+        return cnp.PyArray_EMPTY(n, sizes, typenum, 0)
+    cdef Block block = Block.__new__(Block)
+    block.data = crnn_allocate(<size_t>size)
+    if block.data == NULL:
+        raise MemoryError(f"crnn: not enough memory for an array of shape {tuple(shape)}")
+    array = cnp.PyArray_SimpleNewFromData(n, sizes, typenum, block.data)
+    cnp.set_array_base(array, block)
+    return array
+
+
+cdef void **describe_rows(crnn_rows_args *args, sequences, order, offsets, rows, bint writable) except NULL:
+    """Fill args; what it returns must be freed afterwards. `sequences` is (B, T, width), or a list of B arrays (T_i, width) that are
+    equally far apart from step to step; within a step, values stand side by side."""
+    cdef int typenum = typenum_of(rows, "rows")
+    cdef Py_ssize_t B = order.shape[0], T = offsets.shape[0] - 1, width = rows.shape[1]
+    cdef Py_ssize_t item = cnp.PyArray_ITEMSIZE(<cnp.ndarray>rows)
+    cdef const int64_t *places = integers(order, B, "order")
+    cdef bint together = cnp.PyArray_Check(sequences)
+    args.batch.offsets = integers(offsets, T + 1, "offsets")
+    args.batch.batch, args.batch.steps = <size_t>B, <size_t>T
+    args.dtype, args.width, args.step = dtype_of(typenum), <size_t>width, 0
+    args.rows = real(rows, typenum, <Py_ssize_t>args.batch.offsets[T] * width, "rows", not writable)
+    if together and (sequences.ndim != 3 or sequences.shape[0] != B):
+        raise complain("sequences", sequences, f"({B}, steps, {width})")
+    cdef void **starts = <void **>calloc(<size_t>B + 1, sizeof(void *))
+    if starts == NULL:
+        raise MemoryError
+    try:
+        find_starts(args, starts, sequences, together, places, typenum, width, item, writable)
+    except BaseException:
+        free(starts)
+        raise
+    args.sequences = starts
+    return starts
+
+
+cdef int find_starts(crnn_rows_args *args, void **starts, sequences, bint together, const int64_t *places, int typenum,
+                     Py_ssize_t width, Py_ssize_t item, bint writable) except -1:
+    cdef cnp.ndarray array
+    cdef Py_ssize_t B = <Py_ssize_t>args.batch.batch, t = <Py_ssize_t>args.batch.steps, i, length
+    cdef int n
+    for i in range(B):
+        while t > 0 and args.batch.offsets[t] - args.batch.offsets[t - 1] <= i:
+            t -= 1
+        length = t
+        if places[i] < 0 or places[i] >= B:
+            raise ValueError(f"order: {places[i]} is outside 0..{B - 1}")
+        array = <cnp.ndarray?>(sequences if together else sequences[places[i]])
+        n = cnp.PyArray_NDIM(array)
+        if (cnp.PyArray_TYPE(array) != typenum or not cnp.PyArray_ISNOTSWAPPED(array) or n != 2 + together
+                or cnp.PyArray_DIM(array, n - 1) != width or cnp.PyArray_DIM(array, n - 2) < length
+                or (width > 1 and length > 0 and cnp.PyArray_STRIDE(array, n - 1) != item)
+                or (writable and not cnp.PyArray_ISWRITEABLE(array))):
+            raise complain("sequences", array, f"at least {length} steps of {width} contiguous values")
+        if length > 1:
+            if args.step and args.step != cnp.PyArray_STRIDE(array, n - 2):
+                raise complain("sequences", array, f"steps {args.step} bytes apart")
+            args.step = cnp.PyArray_STRIDE(array, n - 2)
+        starts[i] = cnp.PyArray_BYTES(array)
+        if together:
+            starts[i] = <char *>starts[i] + places[i] * cnp.PyArray_STRIDE(array, 0)
+    return 0
+
+
+def pack_rows(sequences, order, offsets, rows):
+    """rows <- sequences; the first row with a value that is not finite, or -1."""
+    cdef crnn_rows_args args
+    cdef int64_t bad
+    cdef void **starts = describe_rows(&args, sequences, order, offsets, rows, False)
+    with nogil:
+        bad = crnn_pack_rows(&args)
+    free(starts)
+    return bad
+
+
+def unpack_rows(rows, order, offsets, sequences):
+    """sequences <- rows; what lies beyond a sequence's length stays as it is."""
+    cdef crnn_rows_args args
+    cdef void **starts = describe_rows(&args, sequences, order, offsets, rows, True)
+    with nogil:
+        crnn_unpack_rows(&args)
+    free(starts)
+
+
 def softmax_loss(h, weight_t, bias, targets, dh=None, grad_w=None, grad_b=None, double sgd_rate=0.0, double scale=1.0,
                  bint accumulate=False, losses=None):
     cdef crnn_softmax_args args
@@ -567,6 +690,17 @@ def sum_squares(a):
     with nogil:
         result = crnn_sum_squares(dtype_of(typenum), data, <size_t>n)
     return result
+
+
+def all_finite(a):
+    """Whether no value of a C-contiguous array is infinite or NaN."""
+    cdef int typenum = typenum_of(a, "a")
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(<cnp.ndarray>a)
+    cdef void *data = real(a, typenum, n, "a", False)
+    cdef int result
+    with nogil:
+        result = crnn_all_finite(dtype_of(typenum), data, <size_t>n)
+    return result != 0
 
 
 def scale(a, double factor):

@@ -11,12 +11,15 @@ caller's arrays come and go.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Batch", "Packed", "as_real", "dense", "read_form"]
+from crnn import _kernels
+
+__all__ = ["Batch", "Packed", "as_real", "dense", "is_finite", "read_form"]
 
 _REAL_KINDS = "fiub"
 
@@ -44,6 +47,13 @@ def as_real(value: Any, dtype: np.dtype[Any], name: str) -> np.ndarray:
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     with np.errstate(over="ignore"):  # a value too large for float32 becomes inf, and is refused as such
         return array.astype(dtype)
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether all values of a C-contiguous array of float32 or float64 are finite."""
+    if array.size == 1:
+        return math.isfinite(array.item())
+    return _kernels.all_finite(array)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -184,30 +194,57 @@ class Batch:
         Raises
         ------
         TypeError, ValueError
-            Where `value` is not what this form wants.
+            Where `value` is not what this form wants, or holds values that are not finite (beyond a sequence's length
+            anything may stand).
         """
         if self.form == "list":
-            return self._pack_list(value, width, dtype, name)
+            return self._arrange(self._read_list(value, width, dtype, name), width, dtype, name)
         array = as_real(value, dtype, name)
         geometry = self.geometry
+        wanted = (self.steps, width) if self.form == "single" else (geometry.batch_size, self.steps, width)
+        if array.shape != wanted:
+            raise ValueError(f"{name} must have {self.shape(width)}, got {array.shape}")
+        rows = self._in_place(array)
+        if rows is None:
+            return self._arrange(array[None] if self.form == "single" else array, width, dtype, name)
+        if not is_finite(rows):
+            self._refuse(rows, int(np.argwhere(~np.isfinite(rows))[0, 0]), name)
+        return rows
+
+    def _in_place(self, array: np.ndarray) -> np.ndarray | None:
+        """The packed rows as they lie in the caller's memory: one sequence, or equally long ones in time-major memory."""
+        geometry = self.geometry
         if self.form == "single":
-            if array.shape != (self.steps, width):
-                raise ValueError(f"{name} must have {self.shape(width)}, got {array.shape}")
+            array = array if geometry.rows == self.steps else array[: geometry.rows]
+        elif geometry.batch_size == 1:
+            array = array[0, : geometry.rows]
+        elif geometry.rows == geometry.batch_size * self.steps:
+            array = array.transpose(1, 0, 2)
         else:
-            if array.shape != (geometry.batch_size, self.steps, width):
-                raise ValueError(f"{name} must have {self.shape(width)}, got {array.shape}")
-            if geometry.rows != geometry.batch_size * self.steps:
-                # the layout of what fancy indexing returns follows the array's, whatever its order
-                return np.ascontiguousarray(array[geometry.sequence, geometry.step])
-            array = array[0] if geometry.batch_size == 1 else array.transpose(1, 0, 2)
-        if geometry.rows != self.steps * geometry.batch_size:  # a single sequence, cut short by its length
-            array = array[: geometry.rows]
+            return None
         flags = array.flags
         if not (flags.c_contiguous and flags.aligned):
-            array = np.array(array, order="C")
-        return array if array.ndim == 2 else array.reshape(geometry.rows, width)
+            return None
+        return array if array.ndim == 2 else array.reshape(geometry.rows, array.shape[2])
 
-    def _pack_list(self, value: Any, width: int, dtype: np.dtype[Any], name: str) -> np.ndarray:
+    def _arrange(
+        self, sequences: np.ndarray | list[np.ndarray], width: int, dtype: np.dtype[Any], name: str
+    ) -> np.ndarray:
+        """Packed rows, in memory of their own, of (B, T, width) or B arrays (T_i, width)."""
+        geometry = self.geometry
+        rows = _kernels.empty((geometry.rows, width), dtype)
+        if rows.size:
+            bad = _kernels.pack_rows(_side_by_side(sequences), geometry.order, geometry.offsets, rows)
+            if bad >= 0:
+                self._refuse(rows, bad, name)
+        return rows
+
+    def _refuse(self, rows: np.ndarray, row: int, name: str) -> None:
+        """Raise ValueError for a row that is not finite, naming the place where the caller finds the value."""
+        column = int(np.argmin(np.isfinite(rows[row])))
+        raise ValueError(f"{name} must be finite, got {rows[row, column]} at {name}{self.place(row, column)}")
+
+    def _read_list(self, value: Any, width: int, dtype: np.dtype[Any], name: str) -> list[np.ndarray]:
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"{name} must be {self.shape(width)}, not {type(value).__name__}")
         lengths = self.geometry.lengths.tolist()
@@ -219,9 +256,7 @@ class Batch:
             if array.shape != (length, width):
                 raise ValueError(f"{name}[{i}] must have shape {(length, width)}, got {array.shape}")
             arrays.append(array)
-        if not arrays:
-            return np.empty((0, width), dtype)
-        return self.geometry.pack(arrays)
+        return arrays
 
     def unpack(self, rows: np.ndarray) -> Any:
         """Packed rows (R, width) in the caller's form.
@@ -231,13 +266,19 @@ class Batch:
         """
         geometry, width = self.geometry, rows.shape[1]
         if self.form == "list":
-            return geometry.unpack(rows)
+            joined = _kernels.empty(rows.shape, rows.dtype)
+            ends = np.cumsum(geometry.lengths).tolist()
+            parts = [joined[end - length : end] for end, length in zip(ends, geometry.lengths.tolist())]
+            if rows.size:
+                _kernels.unpack_rows(rows, geometry.order, geometry.offsets, parts)
+            return parts
         if geometry.rows == geometry.batch_size * self.steps:
             if self.form == "single":
                 return rows
             return rows.reshape(self.steps, geometry.batch_size, width).transpose(1, 0, 2)
         result = np.zeros((geometry.batch_size, self.steps, width), rows.dtype)
-        result[geometry.sequence, geometry.step] = rows
+        if rows.size:
+            _kernels.unpack_rows(rows, geometry.order, geometry.offsets, result)
         return result[0] if self.form == "single" else result
 
     def place(self, row: int, column: int) -> str:
@@ -246,6 +287,17 @@ class Batch:
         if self.form == "list":
             return f"[{sequence}][{step}, {column}]"
         return f"[{step}, {column}]" if self.form == "single" else f"[{sequence}, {step}, {column}]"
+
+
+def _side_by_side(sequences: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """The same values, if need be copied, so that those of a step are neighbours and steps equally far apart."""
+    if isinstance(sequences, np.ndarray):
+        item = sequences.itemsize
+        return sequences if sequences.shape[-1] == 1 or sequences.strides[-1] == item else sequences.copy(order="C")
+    steps = {array.strides[0] for array in sequences if len(array) > 1}
+    if len(steps) <= 1 and all(a.strides[1] == a.itemsize for a in sequences if a.size and a.shape[1] > 1):
+        return sequences
+    return [array.copy(order="C") for array in sequences]
 
 
 @functools.lru_cache(maxsize=256)

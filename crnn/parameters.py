@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from crnn import _kernels
+
 __all__ = ["Parameters", "Spec"]
 
 _LINE = 64  # bytes: one cache line, and one AVX-512 register
@@ -181,6 +183,28 @@ class Parameters(dict[str, np.ndarray]):
         twin.dtype = self.dtype
         twin._slots = self._slots
         twin._attach(_zeros(self.flat.size, self.dtype))
+        return twin
+
+    def blank(self) -> Parameters:
+        """As `like`, for whoever overwrites every tensor: only the padding is sure to be zero."""
+        if self.flat.nbytes < 1 << 16:
+            return self.like()
+        twin = Parameters.__new__(Parameters)
+        twin.dtype = self.dtype
+        twin._slots = self._slots
+        item = self.dtype.itemsize
+        raw = _kernels.empty((self.flat.size + _GUARD // item,), self.dtype)
+        end = 0
+        for spec, offset, stored, strides, _ in self._slots.values():
+            start = offset // item
+            raw[end:start] = 0
+            end = start + math.prod(stored)
+            if spec.transposed:
+                row = strides[0] // item
+                end = start + stored[0] * row
+                raw[start:end].reshape(stored[0], row)[:, stored[1] :] = 0
+        raw[end:] = 0
+        twin._attach(raw[: self.flat.size])
         return twin
 
     def part(self, prefix: str) -> Parameters:

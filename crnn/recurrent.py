@@ -12,9 +12,9 @@ import numpy as np
 
 from crnn import _kernels, bptt, cells, config
 from crnn.arguments import choice, flag, number, whole_number
-from crnn.packed import Batch, Packed, as_real, dense, read_form
+from crnn.packed import Batch, Packed, as_real, dense, is_finite, read_form
 from crnn.parameters import Parameters, Spec
-from crnn.runs import Run, State, check_finite, is_finite
+from crnn.runs import Run, State
 
 if TYPE_CHECKING:
     from crnn.streaming import LayerStream
@@ -265,7 +265,6 @@ class Recurrent:
     def _run(self, x: Any, state: Any, lengths: Any, keep: bool) -> tuple[Batch, Any, Any, Any]:
         batch = read_form(x, lengths)
         rows = batch.pack(x, self.input_size, self.dtype, "x")
-        check_finite(rows, batch, "x")
         geometry = batch.geometry
         h0, c0 = self._read_state(state, geometry, "state")
         y, h_n, c_n, tape = self._forward_packed(rows, geometry, h0, c0, keep, self._rng)
@@ -343,7 +342,7 @@ class Recurrent:
         y, h_n, c_n, tape
             (R, directions*H); states as `h0`, ``c_n`` None unless LSTM; the tape, None without `keep` or without rows.
         """
-        y = np.empty((geometry.rows, self.output_size), self.dtype)
+        y = _kernels.empty((geometry.rows, self.output_size), self.dtype)
         h_n, c_n = self._empty_state(geometry.batch_size)
         if geometry.rows == 0:
             _pass_through((h0, c0), (h_n, c_n))
@@ -390,7 +389,7 @@ class Recurrent:
             ``weight_ih_l0``. None where not wanted.
         """
         width = len(self._cell.gates) * self.hidden_size if self._onehot else self.input_size
-        dx = np.empty((geometry.rows, width), self.dtype) if want_input else None
+        dx = _kernels.empty((geometry.rows, width), self.dtype) if want_input else None
         dh0, dc0 = self._empty_state(geometry.batch_size) if want_state else (None, None)
         if geometry.rows:
             self._stack.backward(tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, grads, accumulate)

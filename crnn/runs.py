@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crnn import _kernels, bptt
+from crnn import bptt
 from crnn.packed import Batch
 from crnn.parameters import Parameters
 
 if TYPE_CHECKING:
     from crnn.recurrent import Recurrent
 
-__all__ = ["Backward", "Run", "State", "check_finite", "is_finite"]
+__all__ = ["Backward", "Run", "State"]
 
 State = np.ndarray | tuple[np.ndarray, np.ndarray]
-
-
-def is_finite(array: np.ndarray) -> bool:
-    """Whether all values of a C-contiguous array are finite, at the price of one sum."""
-    if math.isfinite(_kernels.sum_squares(array)):
-        return True
-    return bool(np.isfinite(array).all())  # the sum of squares may overflow where no value does
-
-
-def check_finite(rows: np.ndarray, batch: Batch, name: str) -> None:
-    """Refuse packed rows that are not finite by ValueError, naming the place where the caller finds the value."""
-    if not is_finite(rows):
-        row, column = np.argwhere(~np.isfinite(rows))[0].tolist()
-        raise ValueError(f"{name} must be finite, got {rows[row, column]} at {name}{batch.place(row, column)}")
 
 
 class Backward:
@@ -106,11 +91,10 @@ class Run:
         dy = None
         if d_output is not None:
             dy = batch.pack(d_output, layer.output_size, layer.dtype, "d_output")
-            check_finite(dy, batch, "d_output")
         elif d_state is None:
             raise ValueError("d_output and d_state are both None: there is nothing to propagate back")
         dh_n, dc_n = layer._read_state(d_state, geometry, "d_state")
-        params = layer.params.like()
+        params = layer.params.blank()
         dx, dh0, dc0 = layer._backward_packed(
             self._tape, geometry, dy, dh_n, dc_n, schedule, layer._kernel_list(params)
         )

@@ -54,6 +54,9 @@ class MappedParameters(Parameters):
     def like(self) -> Parameters:
         return Parameters(self._specs, self.dtype)
 
+    def blank(self) -> Parameters:
+        return self.like()
+
     def copy(self) -> Parameters:
         twin = self.like()
         for name, array in self.items():

@@ -1,7 +1,7 @@
 /* All memory of the library: aligned blocks from malloc or from the caller's allocator.
  *
- * Tapes and workspaces are large and live for one call, and fresh pages cost more than the arithmetic on them (a fault
- * and a cleared page per 4 KiB). So a few released blocks are kept for the next call, CACHE_BYTES at most. Under a
+ * Tapes, workspaces and the caller's results are large and often live for one call, and fresh pages cost more than the
+ * arithmetic on them (a fault and a cleared page per 4 KiB). So a few released blocks are kept for the next call, CACHE_BYTES at most. Under a
  * sanitizer, or with an allocator of the caller's, nothing is kept. */
 #define _DEFAULT_SOURCE
 #include "internal.h"
@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #endif
 
-#define CACHE_BLOCKS 16
+#define CACHE_BLOCKS 32
 #define CACHE_BYTES ((size_t)192 << 20)
 
 typedef struct {

@@ -4,6 +4,7 @@
 #include "crnn.h"
 
 #define CRNN_LINE 64
+#define CRNN_MAX_THREADS 64
 
 typedef struct crnn_kernels {
     const char *name;
@@ -13,6 +14,9 @@ typedef struct crnn_kernels {
     crnn_status (*softmax_probabilities)(const crnn_softmax_args *, void *);
     void (*update)(const crnn_update_args *);
     double (*sum_squares)(const void *, size_t);
+    int (*all_finite)(const void *, size_t);
+    int64_t (*pack_rows)(const crnn_rows_args *);
+    void (*unpack_rows)(const crnn_rows_args *);
     void (*scale)(void *, size_t, double);
     void (*add_rows)(void *, size_t, size_t, const int64_t *, const void *, size_t, size_t, double);
     void (*function)(char, const void *, void *, size_t);
@@ -25,9 +29,6 @@ struct crnn_tape {
     const crnn_kernels *kernels;
     size_t bytes;
 };
-
-void *crnn_allocate(size_t bytes); /* 64-byte aligned or null */
-void crnn_release(void *block);
 
 /* Threads: `work(context, rank, team)` runs once per rank; ranks may meet at crnn_barrier. */
 typedef struct crnn_team crnn_team;

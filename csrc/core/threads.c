@@ -10,7 +10,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAX_THREADS 64
 #define SPIN_ROUNDS 2000 /* some 30 us of waiting before a worker sleeps, or a barrier gives the core away */
 
 struct crnn_team {
@@ -33,13 +32,18 @@ static struct {
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 /* Other programs may hold the cores that our workers want. Then the caller waits for whole time slices, and is better off
- * alone: after several calls in a row that spent most of their time waiting (for workers that were awake), the next calls
- * run on one thread, more of them each time. Only the owner of the pool touches these. */
+ * alone: after several calls in a row that spent most of their time waiting (for workers that were awake), calls run on one
+ * thread for a while, longer each time. The while is a time, not a number of calls: 16 calls may be 1 ms or 1 s, and the
+ * other program is gone as fast either way. Only the owner of the pool touches these. */
 #define BAD_IN_A_ROW 3
-static int bad_calls, alone_calls, alone_level;
+#define ALONE_SECONDS 0.01 /* doubled up to ALONE_LEVELS times, but at least as long as ALONE_CALLS calls took */
+#define ALONE_LEVELS 4
+#define ALONE_CALLS 4
+static int bad_calls, alone_level;
+static double alone_until;
 static _Thread_local double waited; /* seconds, beyond the first moments of each wait */
 
-static unsigned first_ticket[MAX_THREADS];
+static unsigned first_ticket[CRNN_MAX_THREADS];
 static atomic_flag busy = ATOMIC_FLAG_INIT;
 static atomic_int wanted = 1;
 static atomic_int atfork_set = 0;
@@ -60,7 +64,7 @@ static inline void relax(void)
 #endif
 }
 
-void crnn_set_threads(int n) { atomic_store(&wanted, n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n); }
+void crnn_set_threads(int n) { atomic_store(&wanted, n < 1 ? 1 : n > CRNN_MAX_THREADS ? CRNN_MAX_THREADS : n); }
 int crnn_get_threads(void) { return atomic_load(&wanted); }
 int crnn_team_size(const crnn_team *team) { return team->size; }
 
@@ -121,6 +125,7 @@ static void after_fork(void)
     atomic_store(&pool.pending, 0);
     atomic_store(&pool.sleepers, 0);
     pool.workers = 0;
+    alone_until = 0;
     atomic_flag_clear(&busy);
 }
 
@@ -169,7 +174,7 @@ static int better_alone(void)
 void crnn_parallel(int threads, int brief, crnn_work work, void *context)
 {
     if (threads > 1 && !atomic_flag_test_and_set(&busy)) {
-        if (alone_calls > 0) alone_calls--, threads = 1;
+        if (alone_until > 0 && crnn_seconds() < alone_until) threads = 1;
         else if (brief && better_alone()) threads = 1;
         else threads = start_workers(threads);
         if (threads > 1) {
@@ -193,9 +198,10 @@ void crnn_parallel(int threads, int brief, crnn_work work, void *context)
                 if (bad_calls > 0) bad_calls--;
                 else alone_level = 0;
             } else if (++bad_calls >= BAD_IN_A_ROW) {
+                double pause = ALONE_SECONDS * (1 << alone_level), calls = ALONE_CALLS * (end - start);
                 bad_calls = 0;
-                alone_calls = 16 << alone_level;
-                if (alone_level < 4) alone_level++;
+                alone_until = end + (pause > calls ? pause : calls);
+                if (alone_level < ALONE_LEVELS) alone_level++;
             }
             atomic_flag_clear(&busy);
             return;

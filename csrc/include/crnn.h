@@ -80,6 +80,21 @@ CRNN_API crnn_status crnn_backward(const crnn_stack *stack, const crnn_batch *ba
 CRNN_API void crnn_tape_free(crnn_tape *tape);
 CRNN_API size_t crnn_tape_bytes(const crnn_tape *tape);
 
+/* Sequences as a caller has them, and the same values as packed rows. */
+typedef struct {
+    crnn_dtype dtype;
+    crnn_batch batch;
+    size_t width;
+    void *const *sequences; /* (B) first step of each sequence, in any alignment; unused for those of length 0 */
+    ptrdiff_t step;         /* bytes from one step of a sequence to the next */
+    void *rows;             /* (R, width) */
+} crnn_rows_args;
+
+/* rows <- sequences; returns the first row that holds an infinity or NaN, or -1. */
+CRNN_API int64_t crnn_pack_rows(const crnn_rows_args *args);
+/* sequences <- rows */
+CRNN_API void crnn_unpack_rows(const crnn_rows_args *args);
+
 typedef struct {
     crnn_dtype dtype;
     size_t rows, hidden, vocabulary;
@@ -120,6 +135,7 @@ typedef struct {
 
 CRNN_API crnn_status crnn_update(const crnn_update_args *args);
 CRNN_API double crnn_sum_squares(crnn_dtype dtype, const void *a, size_t n);
+CRNN_API int crnn_all_finite(crnn_dtype dtype, const void *a, size_t n);
 CRNN_API void crnn_scale(crnn_dtype dtype, void *a, size_t n, double factor);
 /* dst[ids[r]] += alpha * rows[r], r in order; element e of dst row i is at i * row_step + e * element_step */
 CRNN_API void crnn_add_rows(crnn_dtype dtype, void *dst, size_t row_step, size_t element_step, const int64_t *ids,
@@ -144,6 +160,9 @@ CRNN_API crnn_status crnn_set_blas(void (*sgemm)(void), void (*dgemm)(void));
 
 /* All memory comes from here; tests put in an allocator that fails. Null functions restore the default. */
 CRNN_API void crnn_set_allocator(void *(*allocate)(size_t bytes), void (*release)(void *block));
+/* Memory from the library's own cache, for arrays that come and go with each call: 64-byte aligned, or null. */
+CRNN_API void *crnn_allocate(size_t bytes);
+CRNN_API void crnn_release(void *block);
 
 #ifdef __cplusplus
 }

@@ -11,6 +11,7 @@ extern const crnn_kernels THIS_KERNELS;
 #include "../cells/shape.h"
 #include "../cells/cell.h"
 #include "../sequence/layout.h"
+#include "../sequence/rows.h"
 #include "../sequence/forward.h"
 #include "../sequence/backward.h"
 #include "../sequence/window.h"
@@ -26,6 +27,9 @@ const crnn_kernels THIS_KERNELS = {
     .softmax_probabilities = kernel_softmax_probabilities,
     .update = kernel_update,
     .sum_squares = kernel_sum_squares,
+    .all_finite = kernel_all_finite,
+    .pack_rows = kernel_pack_rows,
+    .unpack_rows = kernel_unpack_rows,
     .scale = kernel_scale,
     .add_rows = kernel_add_rows,
     .function = kernel_function,

@@ -29,14 +29,16 @@ typedef struct {
     int overlap; /* sums apart from d */
 } backward_call;
 
-/* out (rows, units [u0, u1)) = init + d W, d's gates side by side in rows of gates; in tiles of 4 unit vectors.
+/* out (rows, units [u0, u1)) = init + d W, d's gates side by side in rows of gates; in tiles of unit vectors.
  * init null: 0. backwards: tiles from the last to the first. */
 static void product_back(const cell_product *product, size_t H, size_t Hp, size_t ldg, const T *d, const T *pack,
                          size_t u0, size_t u1, size_t rows, T *out, size_t ldo, const T *init, int backwards)
 {
     size_t K = (size_t)product->gates * H;
-    for (size_t n = 0; u0 + n * 4 < u1; n++) {
-        size_t u = tile_start(u0, u1, 4, n, backwards), units = u1 - u < 4 ? u1 - u : 4;
+    size_t count = u1 > u0 ? tile_count(u1 - u0, BACK_UNITS) : 0;
+    for (size_t n = 0; n < count; n++) {
+        unit_tile tile = nth_tile(u0, u1, BACK_UNITS, n, backwards);
+        size_t u = tile.u, units = tile.units;
         const T *b = pack + u * VW * K;
         for (size_t row = 0; row < rows;) {
             size_t mr = next_rows(rows - row, (size_t)tile_rows_max[units]);
@@ -44,7 +46,7 @@ static void product_back(const cell_product *product, size_t H, size_t Hp, size_
             for (int g = 0; g < product->gates; g++) {
                 const T *from = g ? c : init ? init + row * ldo + u * VW : NULL;
                 tiles[mr][units](H, d + row * ldg + (size_t)product->slot[g] * Hp, ldg, 1,
-                                 b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off, NULL, 0);
+                                 b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off, NULL, 0, 0);
             }
             row += mr;
         }

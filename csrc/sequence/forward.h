@@ -79,18 +79,19 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
                     size_t u0, size_t u1, const T *x, size_t ldx)
 {
     size_t first = (size_t)s->offsets[t0], rows = (size_t)s->offsets[t1] - first;
-    int whole = i0 == 0 && i1 == s->B;
-    size_t tile = x && !crnn_blas_wanted() ? s->shape.input.units : u1 - u0;
-    for (size_t u = u0; u < u1; u += tile) {
-        size_t units = u1 - u < tile ? u1 - u : tile, left = u1 - u - units, next = left < tile ? left : tile;
-        size_t stop = whole ? t0 + 1 : t1;
+    int whole = i0 == 0 && i1 == s->B, tiled = x && !crnn_blas_wanted();
+    size_t most = tiled ? s->shape.input.units : u1 - u0, count = u1 > u0 ? tile_count(u1 - u0, most) : 0;
+    for (size_t n_tile = 0; n_tile < count; n_tile++) {
+        unit_tile tile = nth_tile(u0, u1, most, n_tile, 0);
+        size_t u = tile.u, units = tile.units, stop = whole ? t0 + 1 : t1;
+        size_t next = n_tile + 1 < count ? nth_tile(u0, u1, most, n_tile + 1, 0).units : 0;
         for (size_t t = t0; t < stop; t++) {
             size_t n = whole ? rows : block_rows(s, t), lo = i0 < n ? i0 : n, hi = whole || i1 > n ? n : i1;
             size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
             if (hi == lo) continue;
-            if (x && crnn_blas_wanted()) project_blas(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
-            else if (s->ids && !x) project_onehot(s, run, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
-            else project_rows(s, run, row, row - gate_base, hi - lo, u, units, t + 1 < stop ? 0 : next, x, ldx);
+            if (tiled) project_rows(s, run, row, row - gate_base, hi - lo, u, units, t + 1 < stop ? 0 : next, x, ldx);
+            else if (x) project_blas(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
+            else project_onehot(s, run, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
         }
     }
     if (s->shape.kind != KIND_GRU_AFTER) return;
@@ -113,20 +114,21 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
     T *gates = run->gates + (row - gate_base) * s->ldg;
     const T *a = candidate ? gates + 3 * s->Hp : run->h + before * s->ldh;
     size_t K = t == 0 && s->zero_start ? 0 : s->H; /* nothing to multiply with a state of zeros */
-    for (size_t n_tile = 0; u0 + n_tile * product->units < u1; n_tile++) {
-        size_t u = tile_start(u0, u1, product->units, n_tile, t & 1);
-        size_t units = u1 - u < product->units ? u1 - u : product->units, off[4];
+    size_t count = u1 > u0 ? tile_count(u1 - u0, product->units) : 0;
+    for (size_t n_tile = 0; n_tile < count; n_tile++) {
+        unit_tile tile = nth_tile(u0, u1, product->units, n_tile, t & 1), next_tile = {0};
+        if (n_tile + 1 < count) next_tile = nth_tile(u0, u1, product->units, n_tile + 1, t & 1);
+        size_t u = tile.u, units = tile.units, off[4];
         int nv = tile_offsets(product, s->Hp, u, units, off);
-        const T *b = pack + u * g * VW * s->H, *next_b = NULL;
-        if (u0 + (n_tile + 1) * product->units < u1)
-            next_b = pack + tile_start(u0, u1, product->units, n_tile + 1, t & 1) * g * VW * s->H;
-        fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * product->units * VW * K, hi - i0, nv);
+        const T *b = pack + u * g * VW * s->H, *next_b = next_tile.units ? pack + next_tile.u * g * VW * s->H : NULL;
+        fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * next_tile.units * VW * K, hi - i0, nv);
         for (size_t done = 0; done < hi - i0;) {
             const char *ahead;
-            size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]), lines = fetch_share(&plan, &ahead);
+            size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]), fetched = fetch_share(&plan, &ahead);
             T *c = gates + done * s->ldg;
             if (K)
-                tiles[mr][nv](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, ahead, lines);
+                tiles[mr][nv](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, ahead,
+                              fetched, plan.step);
             size_t col = u * VW, prev = (before + done) * s->ldh + col, next = (s->B + row + done) * s->ldh + col;
             forward_patch patch = {c + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev : NULL, run->h + next,
                                    run->c ? run->c + next : NULL, s->ldh};
@@ -144,12 +146,10 @@ static size_t next_chunk(const run_state *s, size_t t0)
     return t1;
 }
 
-/* This thread's part of packing one weight matrix: the units it will work on itself, or whole tiles for all. */
-static void pack_share(const run_state *s, const cell_product *product, const T *W, size_t K, T *dst, int rank, int size)
+/* This thread's part of packing one weight matrix. */
+static void pack_weights(const run_state *s, const cell_product *product, const T *W, size_t K, T *dst, int rank, int size)
 {
-    size_t lo, hi;
-    crnn_share(s->UV, s->split == BY_UNITS ? 1 : product->units, rank, size, &lo, &hi);
-    pack_forward(product, s->H, W, K, K, dst, lo, hi);
+    pack_forward(product, s->H, W, K, K, dst, pack_share(s->split == BY_UNITS, s->UV, product->units, rank, size));
 }
 
 #include "small.h"
@@ -172,9 +172,9 @@ static void forward_layer(const forward_call *call, size_t l, layer_run *run, in
     share_units(s, rank, size, &u0, &u1);
     const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
     if (!s->small) {
-        if (x) pack_share(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);
-        pack_share(s, rec, run->whh, s->H, run->pack_hh, rank, size);
-        if (cand->gates) pack_share(s, cand, run->whh, s->H, run->pack_n, rank, size);
+        if (x) pack_weights(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);
+        pack_weights(s, rec, run->whh, s->H, run->pack_hh, rank, size);
+        if (cand->gates) pack_weights(s, cand, run->whh, s->H, run->pack_n, rank, size);
     }
     crnn_barrier(team);
     if (s->small) {

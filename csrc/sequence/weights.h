@@ -101,19 +101,17 @@ static void gradients_of_start(const backward_call *call)
 static void pack_weights_back(const backward_call *call, int rank, crnn_team *team)
 {
     const run_state *s = call->s;
-    size_t lo, hi;
     int size = crnn_team_size(team), by_units = s->split == BY_UNITS && call->args->truncation != CRNN_WINDOW;
     for (size_t q = 0; q < s->L * s->D; q++) {
         const layer_run *run = s->layers + q;
         const layer_back *back = call->layers + q;
         const crnn_weights *w = call->stack->weights + q;
-        /* The time loop's tiles start where the thread's units start; all others start at multiples of 4. */
-        crnn_share(s->UV, by_units ? 1 : 4, rank, size, &lo, &hi);
-        pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, 0, s->H, back->pack_hh, lo, hi);
-        if (back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, 0, s->H, back->pack_n, lo, hi);
+        pack_range recurrent = pack_share(by_units, s->UV, BACK_UNITS, rank, size);
+        pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, back->pack_hh, recurrent);
+        if (back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, back->pack_n, recurrent);
         if (!back->pack_ih) continue;
-        crnn_share((run->input + VW - 1) / VW, 4, rank, size, &lo, &hi);
-        pack_backward(&s->shape.input, s->H, w->weight_ih, run->input, 0, run->input, back->pack_ih, lo, hi);
+        pack_backward(&s->shape.input, s->H, w->weight_ih, run->input, back->pack_ih,
+                      pack_share(0, (run->input + VW - 1) / VW, BACK_UNITS, rank, size));
     }
     crnn_barrier(team);
 }

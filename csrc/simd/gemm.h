@@ -12,10 +12,11 @@ static const int tile_rows_max[5] = {0, 8, 6, 4, 3};
 
 /* c[i][off[j]..] = init[i][off[j]..] + sum_k a[i*ars + k*aks] * b[k*ldb + j*VW ..],  i < mr rows, j < nv vectors.
  * init null: 0. ldi 0: the same row of init for all (a bias).
- * Meanwhile `lines` cache lines from `ahead` on come closer, spread evenly over k: what a later tile will read. */
+ * Meanwhile `ahead_rows` rows of nv vectors, `ahead_step` bytes apart from `ahead` on, come closer, spread evenly over k:
+ * what a later tile will read. */
 #define TILE_ARGUMENTS                                                                                                 \
     size_t K, const T *a, size_t ars, size_t aks, const T *b, size_t ldb, T *c, size_t ldc, const T *init, size_t ldi, \
-        const size_t *off, const char *ahead, size_t lines
+        const size_t *off, const char *ahead, size_t ahead_rows, size_t ahead_step
 typedef void (*tile_function)(TILE_ARGUMENTS);
 #define AHEAD_STEP 64
 
@@ -26,10 +27,11 @@ INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
         acc[i][j] = (V){0};
         if (init) __builtin_prefetch(init + (size_t)i * ldi + off[j], 1, 3); /* wanted at the end, asked for now */
     }
-    const size_t step = lines ? AHEAD_STEP : K, per_step = lines ? (lines * AHEAD_STEP + K - 1) / K : 0;
+    const size_t step = ahead_rows ? AHEAD_STEP : K, per_step = ahead_rows ? (ahead_rows * AHEAD_STEP + K - 1) / K : 0;
     for (size_t k = 0; k < K;) {
-        const size_t stop = K - k < step ? K : k + step, upto = lines > per_step ? lines - per_step : 0;
-        for (; lines > upto; lines--, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        const size_t stop = K - k < step ? K : k + step, upto = ahead_rows > per_step ? ahead_rows - per_step : 0;
+        for (; ahead_rows > upto; ahead_rows--, ahead += ahead_step)
+            UNROLL(4) for (int l = 0; l < (nv * CRNN_VBYTES + 63) / 64; l++) __builtin_prefetch(ahead + l * 64, 0, 2);
         for (; k < stop; k++) {
             V bv[4];
             UNROLL(4) for (int j = 0; j < nv; j++) bv[j] = load(b + (size_t)j * VW);
@@ -51,7 +53,7 @@ INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
 #define TILE(mr, nv)                                                                                       \
     NOINLINE void tile_##mr##x##nv(TILE_ARGUMENTS)                                                         \
     {                                                                                                      \
-        tile_body(mr, nv, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, ahead, lines);                                 \
+        tile_body(mr, nv, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, ahead, ahead_rows, ahead_step);  \
     }
 #define TILE_ROW(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3) TILE(mr, 4)
 #define TILE_NAMES(mr) {NULL, tile_##mr##x1, tile_##mr##x2, tile_##mr##x3, tile_##mr##x4}
@@ -78,30 +80,36 @@ INLINE size_t next_rows(size_t left, size_t most)
     return (left + count - 1) / count;
 }
 
-/* The packed weights of the next tiles lie outside the second-level cache (4 MB for an LSTM of 500 units) and are wanted
- * faster than the third level gives them, so they are fetched while the tiles before them are at work. */
+/* n columns (in vectors or units) cut into tiles of nearly equal width: a tile of one vector does a load per multiply-add,
+ * so 13 vectors are 4 + 3 + 3 + 3 and not 4 + 4 + 4 + 1. */
+INLINE size_t tile_count(size_t n, size_t most) { return (n + most - 1) / most; }
+INLINE size_t tile_edge(size_t n, size_t count, size_t index) { return n * index / count; }
+
+/* What is fetched while the tiles of one column are at work: data of the next column that lies outside the second-level
+ * cache and is wanted faster than the third level gives it. */
 typedef struct {
     const char *at;
-    size_t lines, tiles; /* still to fetch; calls of tiles left to do it in */
+    size_t rows, step, tiles; /* still to fetch, bytes apart; calls of tiles left to do it in */
 } fetch_plan;
-
-/* `whole` elements of packed weights in all; those of one next tile are `count` from `next` on. */
-#define FETCH_BYTES ((size_t)2 << 20)
-INLINE fetch_plan fetch_ahead(size_t whole, const T *next, size_t count, size_t rows, int nv)
-{
-    size_t most = (size_t)tile_rows_max[nv];
-    if (!next || whole * sizeof(T) < FETCH_BYTES) return (fetch_plan){0};
-    return (fetch_plan){(const char *)next, count * sizeof(T) / 64, (rows + most - 1) / most};
-}
 
 INLINE size_t fetch_share(fetch_plan *plan, const char **ahead)
 {
-    size_t lines = plan->tiles ? plan->lines / plan->tiles : 0;
+    size_t rows = plan->tiles ? plan->rows / plan->tiles : 0;
     *ahead = plan->at;
-    plan->at += lines * 64;
-    plan->lines -= lines;
+    plan->at += rows * plan->step;
+    plan->rows -= rows;
     plan->tiles -= plan->tiles > 0;
-    return lines;
+    return rows;
+}
+
+/* Packed weights of FETCH_BYTES and more (an LSTM of 500 units has 4 MB): `whole` elements in all; those of the next tile
+ * are `count` from `next` on. */
+#define FETCH_BYTES ((size_t)2 << 20)
+INLINE fetch_plan fetch_ahead(size_t whole, const T *next, size_t count, size_t rows, int nv)
+{
+    size_t row = (size_t)nv * VW;
+    if (!next || whole * sizeof(T) < FETCH_BYTES) return (fetch_plan){0};
+    return (fetch_plan){(const char *)next, count / row, row * sizeof(T), tile_count(rows, (size_t)tile_rows_max[nv])};
 }
 
 /* Rows of one product with one tile-wide group of columns. */
@@ -110,9 +118,9 @@ INLINE void tile_column(size_t rows, int nv, size_t K, const T *a, size_t ars, s
 {
     for (size_t done = 0; done < rows;) {
         const char *ahead;
-        size_t mr = next_rows(rows - done, (size_t)tile_rows_max[nv]), lines = fetch_share(&plan, &ahead);
+        size_t mr = next_rows(rows - done, (size_t)tile_rows_max[nv]), fetched = fetch_share(&plan, &ahead);
         tiles[mr][nv](K, a + done * ars, ars, aks, b, ldb, c + done * ldc, ldc, init ? init + done * ldi : NULL, ldi,
-                      off, ahead, lines);
+                      off, ahead, fetched, plan.step);
         done += mr;
     }
 }
@@ -120,24 +128,25 @@ INLINE void tile_column(size_t rows, int nv, size_t K, const T *a, size_t ars, s
 static const size_t contiguous_off[4] = {0, VW, 2 * VW, 3 * VW};
 
 /* One tile of C[m][n] (+)= sum_k A[k*lda + m] * B[k*ldb + n]; columns past `width` are computed but not written. */
-INLINE void tile_tn(size_t mr, size_t width, size_t K, const T *a, size_t lda, const T *b, size_t ldb, T *c, size_t ldc,
-                    int add)
+INLINE void tile_tn(size_t mr, int nv, size_t width, size_t K, const T *a, size_t lda, const T *b, size_t ldb, T *c,
+                    size_t ldc, int add, fetch_plan *plan)
 {
     T edge[8 * 4 * VW];
-    int nv = (int)((width + VW - 1) / VW);
+    const char *ahead;
+    size_t fetched = fetch_share(plan, &ahead);
     if (width == (size_t)nv * VW) {
-        tiles[mr][nv](K, a, 1, lda, b, ldb, c, ldc, add ? c : NULL, ldc, contiguous_off, NULL, 0);
+        tiles[mr][nv](K, a, 1, lda, b, ldb, c, ldc, add ? c : NULL, ldc, contiguous_off, ahead, fetched, plan->step);
         return;
     }
     for (size_t i = 0; add && i < mr; i++) memcpy(edge + i * 4 * VW, c + i * ldc, width * sizeof(T));
-    tiles[mr][nv](K, a, 1, lda, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off, NULL, 0);
+    tiles[mr][nv](K, a, 1, lda, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off, ahead, fetched, plan->step);
     for (size_t i = 0; i < mr; i++) memcpy(c + i * ldc, edge + i * 4 * VW, width * sizeof(T));
 }
 
 /* C[m][n] (+)= sum_k A[k*lda + m] * B[k*ldb + n], rows m0..m1: a weight gradient. B's rows are readable up to whole
- * vectors; C's are written only up to N. Blocked for the caches: TN_ROWS rows of C stay in the second level while k
- * goes by in blocks, and of B a block of k by one tile's columns stays in the first level under all those rows. */
-#define TN_BLOCK 128
+ * vectors; C's are written only up to N. Blocked for the caches: TN_ROWS rows of C and a block of k of A stay in the
+ * second level, and while one tile's columns of B pass by all those rows, the next ones are fetched. */
+#define TN_BLOCK 512
 #define TN_ROWS 96
 static void product_tn(size_t m0, size_t m1, size_t N, size_t K, const T *A, size_t lda, const T *B, size_t ldb, T *C,
                        size_t ldc, int accumulate)
@@ -146,19 +155,24 @@ static void product_tn(size_t m0, size_t m1, size_t N, size_t K, const T *A, siz
         if (m1 > m0) crnn_blas_gemm(THIS_DTYPE, 'N', 'T', N, m1 - m0, K, B, ldb, A + m0, lda, accumulate, C + m0 * ldc, ldc);
         return;
     }
+    size_t vectors = (N + VW - 1) / VW, columns = tile_count(vectors, 4);
     for (size_t mb = m0; mb < m1; mb += TN_ROWS) {
         size_t me = m1 - mb < TN_ROWS ? m1 : mb + TN_ROWS;
-        for (size_t k = 0; k < K || k == 0; k += TN_BLOCK) {
-            size_t kn = K - k < TN_BLOCK ? K - k : TN_BLOCK;
-            for (size_t n = 0; n < N; n += 4 * VW) {
-                size_t width = N - n < 4 * VW ? N - n : 4 * VW;
+        for (size_t k = 0, kn; k < K || k == 0; k += kn) {
+            kn = K > k ? next_rows(K - k, TN_BLOCK) : 0;
+            for (size_t t = 0; t < columns; t++) {
+                size_t v = tile_edge(vectors, columns, t), nv = tile_edge(vectors, columns, t + 1) - v, n = v * VW;
+                size_t width = N - n < nv * VW ? N - n : nv * VW, most = (size_t)tile_rows_max[nv];
+                const T *b = B + k * ldb + n, *next = t + 1 < columns ? b + nv * VW : k + kn < K ? B + (k + kn) * ldb : NULL;
+                fetch_plan plan = {(const char *)next, next ? kn : 0, ldb * sizeof(T), tile_count(me - mb, most)};
                 for (size_t m = mb; m < me;) {
-                    size_t mr = next_rows(me - m, (size_t)tile_rows_max[4]);
-                    tile_tn(mr, width, kn, A + k * lda + m, lda, B + k * ldb + n, ldb, C + m * ldc + n, ldc,
-                            accumulate || k > 0);
+                    size_t mr = next_rows(me - m, most);
+                    tile_tn(mr, (int)nv, width, kn, A + k * lda + m, lda, b, ldb, C + m * ldc + n, ldc, accumulate || k > 0,
+                            &plan);
                     m += mr;
                 }
             }
+            if (kn == 0) break;
         }
     }
 }
