@@ -81,16 +81,21 @@ static void *from_cache(size_t bytes)
     return block;
 }
 
-/* Ask for 2 MiB pages where a block is large: walking down the columns of a matrix touches a new page per row. */
-static void wish_for_large_pages(char *block, size_t bytes)
+/* A block of at least one large page starts on one, and asks for more of them: walking down the columns of a matrix
+ * touches a new page per row, which costs weight gradients a tenth of their speed with small pages. */
+#define LARGE_PAGE ((size_t)2 << 20)
+static char *from_system(size_t bytes)
 {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const uintptr_t page = (uintptr_t)1 << 21;
-    uintptr_t first = ((uintptr_t)block + page - 1) & ~(page - 1), end = ((uintptr_t)block + bytes) & ~(page - 1);
-    if (end > first) (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
-#else
-    (void)block, (void)bytes;
+    if (bytes >= LARGE_PAGE - LARGE_PAGE / 8) {
+        size_t whole = (bytes + LARGE_PAGE - 1) & ~(LARGE_PAGE - 1);
+        void *block = NULL;
+        if (whole < bytes || posix_memalign(&block, LARGE_PAGE, whole)) return NULL;
+        (void)madvise(block, whole, MADV_HUGEPAGE);
+        return block;
+    }
 #endif
+    return malloc(bytes);
 }
 
 void *crnn_allocate(size_t bytes)
@@ -99,11 +104,10 @@ void *crnn_allocate(size_t bytes)
     if (total < bytes) return NULL;
     void *kept = from_cache(bytes);
     if (kept) return kept;
-    char *raw = user_allocate ? user_allocate(total) : malloc(total);
+    char *raw = user_allocate ? user_allocate(total) : from_system(total);
     if (!raw) return NULL;
     char *aligned = (char *)(((uintptr_t)raw + 2 * CRNN_LINE - 1) & ~(uintptr_t)(CRNN_LINE - 1));
     *head_of(aligned) = (block_head){raw, bytes, 0};
-    if (!user_allocate && bytes >= (size_t)4 << 20) wish_for_large_pages(raw, total);
     return aligned;
 }
 
