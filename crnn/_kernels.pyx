@@ -361,6 +361,16 @@ cdef int output_layer(crnn_softmax_args *args, h, weight_t, bias, bint writable)
     return typenum
 
 
+def first_outside(ids, Py_ssize_t words):
+    """Place of the first id that is not in 0..words-1, or -1."""
+    cdef Py_ssize_t n = ids.shape[0], r
+    cdef const int64_t *values = integers(ids, n, "ids")
+    for r in range(n):
+        if <uint64_t>values[r] >= <uint64_t>words:
+            return r
+    return -1
+
+
 cdef class Block:
     """Memory of the library's cache under an array."""
     cdef void *data
@@ -481,9 +491,9 @@ def softmax_loss(h, weight_t, bias, targets, dh=None, grad_w=None, grad_b=None, 
     args.targets = integers(targets, rows, "targets")
     if args.targets == NULL:
         raise ValueError("targets: wanted an int64 array")
-    for r in range(rows):
-        if args.targets[r] < 0 or args.targets[r] >= <int64_t>args.vocabulary:
-            raise ValueError(f"targets: id {args.targets[r]} at row {r} is outside the vocabulary of {args.vocabulary}")
+    r = first_outside(targets, <Py_ssize_t>args.vocabulary)
+    if r >= 0:
+        raise ValueError(f"targets: id {args.targets[r]} at row {r} is outside the vocabulary of {args.vocabulary}")
     args.dh = real(dh, typenum, rows * <Py_ssize_t>args.hidden, "dh", True)
     args.ld_grad = 0
     args.grad_w = matrix(grad_w, typenum, <Py_ssize_t>args.hidden, <Py_ssize_t>args.vocabulary, 16 if typenum == cnp.NPY_FLOAT32 else 8,

@@ -7,7 +7,9 @@ line up element by element.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
@@ -19,6 +21,7 @@ from crnn import _kernels
 __all__ = ["Parameters", "Spec"]
 
 _LINE = 64  # bytes: one cache line, and one AVX-512 register
+_LARGE_PAGE = 2 << 20  # bytes
 _GUARD = 128  # zero bytes behind the last tensor: kernels may read (never write) whole registers past its end
 
 _Shape = tuple[int, ...]
@@ -85,8 +88,20 @@ def _layout(specs: Iterable[Spec], itemsize: int) -> tuple[dict[str, _Slot], int
 
 
 def _zeros(elements: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """A zeroed, cache-line aligned array of `elements`, with the guard behind it in the same allocation."""
-    raw = np.zeros(elements * dtype.itemsize + _LINE + _GUARD, np.uint8)
+    """A zeroed, cache-line aligned array of `elements`, with the guard behind it in the same allocation.
+
+    A large one lies on large pages where the system has them: the output layer walks down the columns of its weights, a
+    new small page with each step. Pages that nobody touches cost no memory.
+    """
+    size = elements * dtype.itemsize + _LINE + _GUARD
+    raw: Any
+    if size >= _LARGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        raw = np.frombuffer(pages, np.uint8)
+        return np.ndarray((elements,), dtype, raw, -raw.ctypes.data % _LARGE_PAGE)
+    raw = np.zeros(size, np.uint8)
     return np.ndarray((elements,), dtype, raw, -raw.ctypes.data % _LINE)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import _kernels
 from .data import TokenBatch
 from .packed import dense
 
@@ -38,11 +39,11 @@ def read_ids(values: ArrayLike, words: int, name: str) -> Ids:
         raise ValueError(f"{name}: got an empty sequence, wanted at least one id")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: got {array.dtype}, wanted integer ids (Vocabulary.encode makes them from words)")
-    wrong = (array < 0) | (array >= words)
-    if wrong.any():
-        at = int(wrong.argmax())
+    ids = np.ascontiguousarray(array, np.int64)  # a uint64 beyond int64 turns negative, and is refused below all the same
+    at = _kernels.first_outside(ids, words)
+    if at >= 0:
         raise ValueError(f"{name}: {_outside(int(array[at]), words)} at position {at}")
-    return np.ascontiguousarray(array, np.int64)
+    return ids
 
 
 def as_sequences(xs: Any, ys: Any) -> tuple[Any, Any]:
@@ -114,9 +115,8 @@ def check_batch(batch: TokenBatch, words: int) -> None:
         Naming the id, the sequence and step where it stands, and the size.
     """
     for name, ids in (("x", batch.x), ("y", batch.y)):
-        # read as unsigned, a negative id is huge: one comparison finds both kinds
-        if len(ids) and int(ids.view(np.uint64).max()) >= words:
-            row = int(np.flatnonzero((ids < 0) | (ids >= words))[0])
+        row = _kernels.first_outside(ids, words)
+        if row >= 0:
             sequence, step = int(batch.packed.sequence[row]), int(batch.packed.step[row])
             raise ValueError(f"batch.{name}: {_outside(int(ids[row]), words)} at step {step} of sequence {sequence}")
 

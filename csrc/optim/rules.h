@@ -28,22 +28,44 @@ RULE_ROW(adam, p[i] *= q->decay; s1[i] = q->a * s1[i] + ((T)1 - q->a) * g;
          s2[i] = q->b * s2[i] + ((T)1 - q->b) * g * g;
          p[i] -= q->bias1 * s1[i] / (ROOT(s2[i]) * q->bias2 + q->eps);)
 
+typedef void (*rule_row)(T *restrict, T *restrict, T *restrict, const T *restrict, size_t, const rule_numbers *);
+
+typedef struct {
+    const crnn_update_args *args;
+    const rule_numbers *numbers;
+    rule_row rule;
+} update_call;
+
+/* Elements from which two threads update a dense tensor faster than one. */
+#define UPDATE_SHARED 16384
+
+static void update_dense(void *context, int rank, crnn_team *team)
+{
+    const update_call *call = context;
+    const crnn_update_args *args = call->args;
+    size_t lo, hi;
+    crnn_share(args->n, 64, rank, crnn_team_size(team), &lo, &hi);
+    T *s1 = args->s1, *s2 = args->s2;
+    if (hi > lo)
+        call->rule((T *)args->p + lo, s1 ? s1 + lo : NULL, s2 ? s2 + lo : NULL, (const T *)args->g + lo, hi - lo, call->numbers);
+}
+
 static void kernel_update(const crnn_update_args *args)
 {
-    static void (*const rules[])(T *restrict, T *restrict, T *restrict, const T *restrict, size_t,
-                                 const rule_numbers *) = {row_sgd, row_momentum, row_adagrad, row_rmsprop, row_adam};
+    static const rule_row rules[] = {row_sgd, row_momentum, row_adagrad, row_rmsprop, row_adam};
     rule_numbers q = {.rate = (T)args->rate, .a = (T)args->a, .b = (T)args->b, .eps = (T)args->eps};
     q.decay = (T)(1.0 - args->rate * args->decay);
     if (args->rule == CRNN_ADAM) {
         q.bias1 = (T)(args->rate / (1.0 - pow(args->a, (double)args->step)));
         q.bias2 = (T)(1.0 / sqrt(1.0 - pow(args->b, (double)args->step)));
     }
-    T *p = args->p, *s1 = args->s1, *s2 = args->s2;
-    const T *g = args->g;
     if (!args->ids) {
-        rules[args->rule](p, s1, s2, g, args->n, &q);
+        update_call call = {args, &q, rules[args->rule]};
+        crnn_parallel(args->n < UPDATE_SHARED ? 1 : crnn_get_threads(), 1, update_dense, &call);
         return;
     }
+    T *p = args->p, *s1 = args->s1, *s2 = args->s2;
+    const T *g = args->g;
     int still = args->rule == CRNN_SGD || args->rule == CRNN_ADAGRAD; /* a zero gradient changes nothing */
     for (size_t row = 0, next = 0; row < args->rows; row++) {
         if (still) {
@@ -58,15 +80,47 @@ static void kernel_update(const crnn_update_args *args)
     }
 }
 
-static double kernel_sum_squares(const void *values, size_t n)
+/* Sums of pieces of SQUARES_PIECE elements, added in their order: the same bits for any number of threads. */
+#define SQUARES_PIECE 65536
+
+static double squares(const T *a, size_t n)
 {
-    const T *a = values;
     double lanes[8] = {0};
     size_t i = 0;
     for (; i + 8 <= n; i += 8)
         for (size_t l = 0; l < 8; l++) lanes[l] += (double)a[i + l] * (double)a[i + l];
     for (size_t l = 0; i < n; i++, l++) lanes[l] += (double)a[i] * (double)a[i];
     return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
+
+typedef struct {
+    const T *a;
+    size_t n, first, count;
+    double sums[256];
+} squares_call;
+
+static void squares_work(void *context, int rank, crnn_team *team)
+{
+    squares_call *call = context;
+    size_t lo, hi;
+    crnn_share(call->count, 1, rank, crnn_team_size(team), &lo, &hi);
+    for (size_t piece = lo; piece < hi; piece++) {
+        size_t at = (call->first + piece) * SQUARES_PIECE;
+        call->sums[piece] = squares(call->a + at, call->n - at < SQUARES_PIECE ? call->n - at : SQUARES_PIECE);
+    }
+}
+
+static double kernel_sum_squares(const void *values, size_t n)
+{
+    squares_call call = {.a = values, .n = n};
+    size_t pieces = (n + SQUARES_PIECE - 1) / SQUARES_PIECE;
+    double sum = 0;
+    for (; call.first < pieces; call.first += call.count) {
+        call.count = pieces - call.first < 256 ? pieces - call.first : 256;
+        crnn_parallel(call.count == 1 ? 1 : crnn_get_threads(), 1, squares_work, &call);
+        for (size_t piece = 0; piece < call.count; piece++) sum += call.sums[piece];
+    }
+    return sum;
 }
 
 static void kernel_scale(void *values, size_t n, double factor)

@@ -4,10 +4,12 @@
  *   2. softmax  row by row: loss, logits -> gradients; threads share the rows
  *   3. slabs    per slab of columns: dH partial (dot products along the columns), then dW or the SGD update
  *   4. dH       partials added in slab order
+ * Logits walk upwards, slabs downwards, each thread over its own columns, so that what the second level still holds of W
+ * comes first.
  * The number of slabs depends on the vocabulary alone, so sums do not depend on the threads. */
 #define SOFTMAX_BYTES ((size_t)16 << 20)
 #define SLABS 8
-#define SLAB_STEP 1024 /* columns of one dH update: long enough to hide the lane sums, short enough for the L2 cache */
+#define SLAB_STEP 1536 /* columns of one dH update: long enough to hide the lane sums, short enough for the L2 cache */
 
 typedef struct {
     const crnn_softmax_args *args;
@@ -82,14 +84,14 @@ static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v,
         size_t r1 = r0 + DOT_BLOCK < call->rows ? r0 + DOT_BLOCK : call->rows;
         for (size_t k = 0; k < H; k += 4) {
             size_t columns = H - k < 4 ? H - k : 4, next = H - k - columns < 4 ? H - k - columns : 4, fetched = 0;
-            for (size_t r = r0; r < r1; r += TILE_DOT_ROWS) {
-                size_t tile = r1 - r < TILE_DOT_ROWS ? r1 - r : TILE_DOT_ROWS;
+            for (size_t r = r0, tile; r < r1; r += tile) {
+                tile = next_rows(r1 - r, DOT_ROWS);
                 size_t fetch = (r + tile - r0) * lines / (r1 - r0);
                 for (; fetched < fetch; fetched++)
                     for (size_t j = 0; j < next; j++)
                         __builtin_prefetch(w + (k + 4 + j) * ld + v + fetched * (64 / sizeof(T)), 0, 2);
-                dot_tile(tile, columns, n, call->logits + r * call->ldl + v, call->ldl, w + k * ld + v, ld,
-                         part + r * call->ldh + k, call->ldh, add);
+                dots[tile](columns, n, call->logits + r * call->ldl + v, call->ldl, w + k * ld + v, ld,
+                           part + r * call->ldh + k, call->ldh, add);
             }
         }
     }
@@ -104,9 +106,11 @@ static void softmax_slab(const softmax_call *call, size_t slab)
     int update = args->rate != 0.0;
     T *out = update ? w : args->grad_w;
     size_t ldo = update ? args->ld : args->ld_grad;
-    for (size_t v = from; v < to; v += SLAB_STEP) {
-        size_t n = to - v < SLAB_STEP ? to - v : SLAB_STEP;
-        if (args->dh) softmax_dot(call, part, w, v, n, v > from);
+    for (size_t left = to > from ? to - from : 0, n; left; left -= n) { /* backwards: the logits that came last come first */
+        n = round_up(next_rows(left, SLAB_STEP), 4 * VW);
+        if (n > left) n = left;
+        size_t v = from + left - n;
+        if (args->dh) softmax_dot(call, part, w, v, n, from + left < to);
         for (size_t c = v; out && c < v + n; c += 4 * VW) {
             int nv = (int)((v + n - c < 4 * VW ? v + n - c : 4 * VW) / VW);
             for (size_t k = 0; k < H;) {
@@ -150,7 +154,9 @@ static void softmax_work(void *context, int rank, crnn_team *team)
     }
     if (!args->dh && !args->grad_w && !args->grad_b && args->rate == 0.0) return;
     crnn_barrier(team);
-    for (size_t slab = (size_t)rank; slab < call->slabs; slab += (size_t)size) softmax_slab(call, slab);
+    size_t first_slab, last_slab; /* about the columns whose logits this thread has made, from the last to the first */
+    crnn_share(call->slabs, 1, rank, size, &first_slab, &last_slab);
+    while (last_slab > first_slab) softmax_slab(call, --last_slab);
     if (!args->dh) return;
     crnn_barrier(team);
     for (size_t r = lo; r < hi; r++) {

@@ -67,12 +67,12 @@ NOINLINE void small_row(const run_state *s, const layer_run *run, const cell_pro
             UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
             if (h) dot_rows(acc, run->whh + row * H, H, valid, h, h_last, H, (rows - row) * H);
             if (!both) { /* GRU, reset after: the candidate's two products stay apart */
-                store(out, load(out) + lane_sums(acc));
+                store(out, load(out) + lane_sums(acc, LANE_COUNT));
                 out = gates + (size_t)product->gate[q] * s->Hp + u * VW;
                 UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
             }
             if (x) dot_rows(acc, run->wih + row * K, K, valid, x, x_last, K, (rows - row) * K);
-            store(out, load(out) + lane_sums(acc));
+            store(out, load(out) + lane_sums(acc, LANE_COUNT));
         }
     }
 }

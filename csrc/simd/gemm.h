@@ -3,10 +3,8 @@
  * on the threads. */
 
 #if CRNN_VREGS >= 32
-#define TILE_DOT_ROWS 4
 static const int tile_rows_max[5] = {0, 8, 8, 8, 6};
 #else
-#define TILE_DOT_ROWS 2
 static const int tile_rows_max[5] = {0, 8, 6, 4, 3};
 #endif
 
@@ -177,27 +175,46 @@ static void product_tn(size_t m0, size_t m1, size_t N, size_t K, const T *A, siz
     }
 }
 
-/* Dot products: out[i*ldo + j] (+)= sum over k < K of a[i*lda + k] * b[j*ldb + k], K a multiple of VW. */
-#define DOT_GROUPS (TILE_DOT_ROWS * 4 / LANE_COUNT)
-NOINLINE void dot_tile(size_t rows, size_t columns, size_t K, const T *a, size_t lda, const T *b, size_t ldb, T *out,
-                       size_t ldo, int accumulate)
+/* Dot products: out[i*ldo + j] (+)= sum over k < K of a[i*lda + k] * b[j*ldb + k], K a multiple of VW, i < mr rows,
+ * j < columns <= 4. */
+#define DOT_ARGUMENTS                                                                                             \
+    size_t columns, size_t K, const T *a, size_t lda, const T *b, size_t ldb, T *out, size_t ldo, int accumulate
+typedef void (*dot_function)(DOT_ARGUMENTS);
+
+INLINE void dot_body(const int mr, DOT_ARGUMENTS)
 {
-    V acc[TILE_DOT_ROWS * 4];
-    const T *ap[TILE_DOT_ROWS], *bp[4];
-    UNROLL(4) for (int i = 0; i < TILE_DOT_ROWS; i++) ap[i] = a + ((size_t)i < rows ? (size_t)i : rows - 1) * lda;
+    V acc[8 * 4];
+    const T *ap[8], *bp[4];
+    const int half = (LANE_COUNT + 1) / 2, sums_of = (mr * 4 + half - 1) / half * half; /* in whole and half vectors of sums */
+    UNROLL(8) for (int i = 0; i < mr; i++) ap[i] = a + (size_t)i * lda;
     UNROLL(4) for (int j = 0; j < 4; j++) bp[j] = b + ((size_t)j < columns ? (size_t)j : columns - 1) * ldb;
-    UNROLL(16) for (int i = 0; i < TILE_DOT_ROWS * 4; i++) acc[i] = (V){0};
+    UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
     for (size_t k = 0; k < K; k += VW) {
         V bv[4];
         UNROLL(4) for (int j = 0; j < 4; j++) bv[j] = load(bp[j] + k);
-        UNROLL(4) for (int i = 0; i < TILE_DOT_ROWS; i++) {
+        UNROLL(8) for (int i = 0; i < mr; i++) {
             V av = load(ap[i] + k);
             UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] += av * bv[j];
         }
     }
-    T sums[TILE_DOT_ROWS * 4];
-    UNROLL(8) for (int g = 0; g < DOT_GROUPS; g++) store(sums + g * LANE_COUNT, lane_sums(acc + g * LANE_COUNT));
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < columns; j++)
-            out[i * ldo + j] = (accumulate ? out[i * ldo + j] : 0) + sums[i * 4 + j];
+    T sums[8 * 4 + LANE_COUNT] = {0};
+    UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
+        store(sums + i, lane_sums(acc + i, sums_of - i < LANE_COUNT ? half : LANE_COUNT));
+    for (int i = 0; i < mr; i++)
+        for (size_t j = 0; j < columns; j++) {
+            T *o = out + (size_t)i * ldo + j;
+            *o = (accumulate ? *o : 0) + sums[i * 4 + (int)j];
+        }
 }
+
+#define DOT(mr) \
+    NOINLINE void dot_##mr(DOT_ARGUMENTS) { dot_body(mr, columns, K, a, lda, b, ldb, out, ldo, accumulate); }
+DOT(1) DOT(2)
+#if CRNN_VREGS >= 32
+#define DOT_ROWS 6
+DOT(3) DOT(4) DOT(5) DOT(6)
+static const dot_function dots[DOT_ROWS + 1] = {NULL, dot_1, dot_2, dot_3, dot_4, dot_5, dot_6};
+#else
+#define DOT_ROWS 2
+static const dot_function dots[DOT_ROWS + 1] = {NULL, dot_1, dot_2};
+#endif

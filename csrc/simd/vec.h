@@ -55,8 +55,8 @@ INLINE size_t leading(size_t n)
     return (lines | 1) * per_line;
 }
 
-/* Lane sums of several vectors at once: out lane l = sum of the lanes of v[l]; destroys v. log2(VW) rounds of
- * "fold one half of a onto it, one half of b onto it". */
+/* Lane sums of several vectors at once: out lane l = sum of the lanes of v[l]; destroys v. Rounds of "fold one half of a
+ * onto it, one half of b onto it". */
 #if CRNN_VBYTES == 64 && !CRNN_DOUBLE
 #define LANES(F, s) F(0,s),F(1,s),F(2,s),F(3,s),F(4,s),F(5,s),F(6,s),F(7,s),F(8,s),F(9,s),F(10,s),F(11,s),F(12,s),F(13,s),F(14,s),F(15,s)
 #define LANE_COUNT 16
@@ -89,19 +89,22 @@ INLINE size_t leading(size_t n)
 #define FOLD_ROUND(s) for (int i_ = 0; i_ < (s); i_++) v[i_] = FOLD(v[i_], v[i_ + (s)], s)
 #endif
 
-INLINE V lane_sums(V *v)
+/* For n = LANE_COUNT vectors, or half as many: lanes n.. of the result then repeat the others. */
+INLINE V lane_sums(V *v, const int n)
 {
+    (void)n;
 #if LANE_COUNT == 16
-    UNROLL(8) FOLD_ROUND(8);
+    if (n > 8) UNROLL(8) FOLD_ROUND(8);
 #endif
 #if LANE_COUNT >= 8
-    UNROLL(4) FOLD_ROUND(4);
+    if (n > 4) UNROLL(4) FOLD_ROUND(4);
 #endif
 #if LANE_COUNT >= 4
-    UNROLL(2) FOLD_ROUND(2);
+    if (n > 2) UNROLL(2) FOLD_ROUND(2);
 #endif
 #if LANE_COUNT >= 2
-    FOLD_ROUND(1);
+    if (n > 1) FOLD_ROUND(1);
+    if (n * 2 == LANE_COUNT) v[0] += SHUFFLE2(v[0], v[0], OTHER_LANE, LANE_COUNT / 2);
 #endif
     return v[0];
 }
