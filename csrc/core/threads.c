@@ -12,22 +12,27 @@
 
 #define SPIN_ROUNDS 2000 /* some 30 us of waiting before a worker sleeps, or a barrier gives the core away */
 
+/* What one thread spins on stands on a cache line of its own, away from what others write meanwhile: a line that moves
+ * between cores costs 0.1 to 0.5 us, depending on how far apart they are, and a brief job lasts 5. */
+#define OWN_LINE _Alignas(2 * CRNN_LINE)
+
 struct crnn_team {
     int size;
-    atomic_int arrived;
-    atomic_int phase;
+    OWN_LINE atomic_int arrived;
+    OWN_LINE atomic_int phase;
 };
 
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    atomic_uint ticket;     /* rises with every job */
-    atomic_int pending;     /* workers that have not finished the job */
     atomic_int sleepers;
-    atomic_uint nudge;      /* rises to wake sleepers that have no job yet */
-    int workers;            /* started in this process */
-    crnn_work work;
+    atomic_uint nudge;           /* rises to wake sleepers that have no job yet */
+    int workers;                 /* started in this process */
+    OWN_LINE atomic_uint ticket; /* rises with every job */
+    OWN_LINE atomic_int pending; /* workers that have not finished the job */
+    OWN_LINE crnn_work work;     /* the job */
     void *context;
+    int brief;
     crnn_team team;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
@@ -92,24 +97,39 @@ void crnn_barrier(crnn_team *team)
     if (since > 0) waited += crnn_seconds() - since;
 }
 
+/* A worker that waits for a job spins for some 30 us, then sleeps. After a brief job, or when woken because brief jobs
+ * follow each other closely, it spins for as long as the next one may take to come: a job that the caller does alone
+ * meanwhile can take longer than 30 us, and a worker that has gone back to sleep by then would never be found awake. */
+#define CLOSE_TOGETHER 2e-4 /* seconds */
+#define PATIENCE (2 * CLOSE_TOGETHER)
+
 static void *worker(void *argument)
 {
-    int rank = (int)(intptr_t)argument;
+    int rank = (int)(intptr_t)argument, patient = 0;
     unsigned seen = first_ticket[rank];
     for (;;) {
         int spins = 0;
+        double since = 0;
         while (atomic_load_explicit(&pool.ticket, memory_order_acquire) == seen) {
             if (++spins < SPIN_ROUNDS) { relax(); continue; }
+            if (patient && spins % 64 == 0) {
+                if (since == 0) since = crnn_seconds();
+                patient = crnn_seconds() - since < PATIENCE;
+            }
+            if (patient) { relax(); continue; }
             pthread_mutex_lock(&pool.lock);
             atomic_fetch_add(&pool.sleepers, 1);
             unsigned nudge = atomic_load(&pool.nudge);
             while (atomic_load(&pool.ticket) == seen && atomic_load(&pool.nudge) == nudge)
                 pthread_cond_wait(&pool.wake, &pool.lock);
             spins = 0;
+            since = 0;
+            patient = 1;
             atomic_fetch_sub(&pool.sleepers, 1);
             pthread_mutex_unlock(&pool.lock);
         }
         seen = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+        patient = pool.brief;
         if (rank < pool.team.size) pool.work(pool.context, rank, &pool.team);
         atomic_fetch_sub_explicit(&pool.pending, 1, memory_order_release);
     }
@@ -157,7 +177,6 @@ static void wake_sleepers(void)
 
 /* A brief job is over before a sleeping worker would have woken: it goes alone. But when such jobs follow each other
  * closely, the workers are woken meanwhile, to be awake for the next one. */
-#define CLOSE_TOGETHER 2e-4
 static double last_brief;
 
 static int better_alone(void)
@@ -180,6 +199,7 @@ void crnn_parallel(int threads, int brief, crnn_work work, void *context)
         if (threads > 1) {
             double start = crnn_seconds(), since = 0;
             waited = 0;
+            pool.brief = brief;
             pool.work = work;
             pool.context = context;
             pool.team.size = threads;

@@ -176,7 +176,7 @@ static void forward_layer(const forward_call *call, size_t l, layer_run *run, in
         pack_weights(s, rec, run->whh, s->H, run->pack_hh, rank, size);
         if (cand->gates) pack_weights(s, cand, run->whh, s->H, run->pack_n, rank, size);
     }
-    crnn_barrier(team);
+    if (!s->small || run->x) crnn_barrier(team); /* nothing was prepared for others otherwise */
     if (s->small) {
         small_loop(s, run, x, ldx, i0, i1, u0, u1, team);
         return;
@@ -196,7 +196,7 @@ static void forward_layer(const forward_call *call, size_t l, layer_run *run, in
             if (s->split == BY_UNITS) crnn_barrier(team);
         }
     }
-    crnn_barrier(team);
+    if (s->split != BY_UNITS) crnn_barrier(team);
 }
 
 static void forward_work(void *context, int rank, crnn_team *team)

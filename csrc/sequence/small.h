@@ -116,5 +116,5 @@ static void small_loop(const run_state *s, const layer_run *run, const T *x, siz
         small_step(s, run, candidate, t, gate_base, x, ldx, i0, i1, u0, u1, 1);
         if (s->split == BY_UNITS) crnn_barrier(team);
     }
-    crnn_barrier(team);
+    if (s->split != BY_UNITS) crnn_barrier(team);
 }
