@@ -168,8 +168,8 @@ static void forward_layer(const forward_call *call, size_t l, layer_run *run, in
         x = call->args->x;
         ldx = run->input;
     }
-    share_sequences(s, rank, size, &i0, &i1);
-    share_units(s, rank, size, &u0, &u1);
+    share_sequences(s, s->split, rank, size, &i0, &i1);
+    share_units(s, s->split, rank, size, &u0, &u1);
     const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
     if (!s->small) {
         if (x) pack_weights(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);

@@ -14,6 +14,8 @@ typedef struct {
     T *pack_ih, *pack_hh, *pack_n;
 } layer_run;
 
+typedef enum { BY_SEQUENCES, BY_UNITS, ALONE } split_kind;
+
 typedef struct {
     struct crnn_tape head;
     const crnn_stack *stack;
@@ -29,7 +31,7 @@ typedef struct {
     int small;               /* so few rows that packing the weights would cost more than it saves (small.h) */
     int zero_start;          /* no initial state was given */
     int threads;
-    enum { BY_SEQUENCES, BY_UNITS, ALONE } split; /* how threads share the time loop; all else is shared always */
+    split_kind split, split_back; /* how threads share the time loops; all else is shared always */
     size_t chunk_rows;
     layer_run *layers;       /* (L*D) */
 } run_state;
@@ -70,26 +72,33 @@ INLINE size_t state_row_before(const run_state *s, size_t t) { return t ? s->B +
 
 /* A team costs about 2 us to start and a barrier 0.3 us. Enough sequences: each thread takes some for the whole loop.
  * Few but wide: all threads take all sequences and some units, meeting once per step; a thread's share of W_hh then
- * stays in its own cache (Zhang et al., DeepCPU, 2018). Few and narrow: one thread walks the loop alone. */
+ * stays in its own cache (Zhang et al., DeepCPU, 2018). Few and narrow: one thread walks the loop alone.
+ * Forward, a thread's whole W_hh may not fit its second level; then splitting the units halves what each reads per step,
+ * which is worth a barrier up to FEW_ROWS rows per thread (6 to 8 % at 8 to 10 rows, nothing at 32). Backward it is not:
+ * each thread would need the other's gate gradients of the same step. */
+#define WIDE_BYTES ((size_t)1 << 20)
+#define FEW_ROWS 16
 static void choose_threads(run_state *s, size_t input)
 {
     double flops = 2.0 * (double)s->R * (double)(s->shape.gates * s->H) * (double)(input + s->H) * (double)s->L;
     size_t most = (size_t)crnn_get_threads();
     if (flops < (s->small ? 6e5 : 1e6) || s->UV < most) most = 1;
-    double step_flops = 2.0 * (double)s->B * (double)(s->shape.gates * s->H) * (double)s->H;
+    double weights = (double)(s->shape.gates * s->H) * (double)s->H, step_flops = 2.0 * (double)s->B * weights;
     s->threads = (int)most;
     if (s->B >= most * 8) s->split = BY_SEQUENCES;
     else if (step_flops >= 6e4) s->split = BY_UNITS;
     else s->split = s->B >= most * 4 ? BY_SEQUENCES : ALONE;
     if (most == 1) s->split = BY_SEQUENCES;
+    s->split_back = s->split;
+    if (most > 1 && weights * sizeof(T) >= WIDE_BYTES && s->B < most * FEW_ROWS) s->split = BY_UNITS;
 }
 
 /* Sequences [*lo, *hi) of this thread, so that the rows (sum of lengths) are shared evenly. */
-static void share_sequences(const run_state *s, int rank, int size, size_t *lo, size_t *hi)
+static void share_sequences(const run_state *s, split_kind split, int rank, int size, size_t *lo, size_t *hi)
 {
     *lo = 0;
-    *hi = s->split == ALONE && rank > 0 ? 0 : s->B;
-    if (s->split != BY_SEQUENCES || size == 1) return;
+    *hi = split == ALONE && rank > 0 ? 0 : s->B;
+    if (split != BY_SEQUENCES || size == 1) return;
     size_t total = s->R, sum = 0, first = s->B, last = s->B;
     size_t from = total * (size_t)rank / (size_t)size, to = total * (size_t)(rank + 1) / (size_t)size;
     for (size_t i = 0; i < s->B; i++) {
@@ -101,9 +110,9 @@ static void share_sequences(const run_state *s, int rank, int size, size_t *lo, 
     *hi = rank == size - 1 ? s->B : last;
 }
 
-static void share_units(const run_state *s, int rank, int size, size_t *lo, size_t *hi)
+static void share_units(const run_state *s, split_kind split, int rank, int size, size_t *lo, size_t *hi)
 {
-    if (s->split == BY_UNITS) crnn_share(s->UV, 1, rank, size, lo, hi);
+    if (split == BY_UNITS) crnn_share(s->UV, 1, rank, size, lo, hi);
     else *lo = 0, *hi = s->UV;
 }
 

@@ -101,7 +101,7 @@ static void gradients_of_start(const backward_call *call)
 static void pack_weights_back(const backward_call *call, int rank, crnn_team *team)
 {
     const run_state *s = call->s;
-    int size = crnn_team_size(team), by_units = s->split == BY_UNITS && call->args->truncation != CRNN_WINDOW;
+    int size = crnn_team_size(team), by_units = s->split_back == BY_UNITS && call->args->truncation != CRNN_WINDOW;
     for (size_t q = 0; q < s->L * s->D; q++) {
         const layer_run *run = s->layers + q;
         const layer_back *back = call->layers + q;
