@@ -48,6 +48,9 @@ class Recipe:
         See `crnn.data`; the last two concern sentences.
     valid_fraction
         How much of the text validates where no validation file is given.
+    valid_split
+        Which part of a stream's text that is: "end", the end of the whole text; "streams", the end of each of the
+        `batch_size` streams, so that it comes from all over the text. Of sentences every n-th validates.
     cell, hidden_size, num_layers, embedding_size, dropout, tie_weights, bias, nonlinearity, reset_after, z_weighs
         See `crnn.LanguageModel`.
     init_scale
@@ -74,6 +77,7 @@ class Recipe:
     bucket: bool = False
     shuffle: bool = False
     valid_fraction: float = 0.1
+    valid_split: Literal["end", "streams"] = "end"
     cell: str = "rnn"
     hidden_size: int = 100
     num_layers: int = 1
@@ -100,7 +104,11 @@ class Recipe:
     published: str = ""
 
     def __post_init__(self) -> None:
-        for name, choices in (("level", ("word", "whitespace", "character")), ("layout", ("sentences", "stream"))):
+        for name, choices in (
+            ("level", ("word", "whitespace", "character")),
+            ("layout", ("sentences", "stream")),
+            ("valid_split", ("end", "streams")),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted one of {', '.join(map(repr, choices))}")
         if self.level != "character" and self.vocabulary_size is not None and self.vocabulary_size < 4:
@@ -278,6 +286,7 @@ RECIPES: dict[str, Recipe] = {
             layout="stream",
             batch_size=50,
             valid_fraction=0.05,
+            valid_split="streams",
             cell="lstm",
             hidden_size=128,
             num_layers=2,

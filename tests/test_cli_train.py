@@ -170,19 +170,23 @@ def test_validation_and_test_files(capsys, comments, tmp_path):
 
 def test_split():
     numbers = [[str(i)] for i in range(100)]
-    train, valid = split(list(numbers), 0.1, stream=False)
+    train, valid = split(list(numbers), 0.1, 0)
     assert [v[0] for v in valid] == [str(i) for i in range(9, 100, 10)]
     assert len(train) == 90
-    train, valid = split(list(numbers), 0.1, stream=True)
+    train, valid = split(list(numbers), 0.1, 1)
     assert train == numbers[:90]
     assert valid == numbers[90:]
-    assert split([["a"], ["b"]], 0.1, stream=False) == ([["a"]], [["b"]])
-    assert split([["a"], ["b"]], 0.1, stream=True) == ([["a"]], [["b"]])
+    train, valid = split(list(numbers), 0.1, 4)
+    # two tokens each; where a sentence's last one is among the last 5 of a quarter's 50
+    assert [v[0] for v in valid] == [str(i) for i in (22, 23, 24, 47, 48, 49, 72, 73, 74, 97, 98, 99)]
+    assert train == [n for n in numbers if n not in valid]
+    assert split([["a"], ["b"]], 0.1, pieces=0) == ([["a"]], [["b"]])
+    assert split([["a"], ["b"]], 0.1, pieces=1) == ([["a"]], [["b"]])
     with pytest.raises(ValueError, match="too few"):
-        split([["a"]], 0.1, stream=False)
+        split([["a"]], 0.1, pieces=0)
     for fraction in (0.0, 0.7, -1.0):
         with pytest.raises(ValueError, match="--valid-fraction"):
-            split(list(numbers), fraction, stream=False)
+            split(list(numbers), fraction, 0)
 
 
 @pytest.mark.parametrize(

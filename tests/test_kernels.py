@@ -258,3 +258,69 @@ def test_sum_squares_of_float32_accumulates_in_float64(isa):
 
 def test_sum_squares_of_large_float32_values_does_not_overflow(isa):
     assert _kernels.sum_squares(np.full(9, 1e30, np.float32)) == pytest.approx(9e60, rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- memory, ids, sequences
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (5,), (300, 70), (2, 150, 40)])
+def test_arrays_from_the_cache_are_like_any_other(dtype, shape):
+    held = [_kernels.empty(shape, np.dtype(dtype)) for _ in range(4)]
+    for number, array in enumerate(held):
+        assert array.shape == shape
+        assert array.dtype == dtype
+        assert array.flags.c_contiguous
+        assert array.flags.aligned
+        assert array.flags.writeable
+        array[...] = number
+    for number, array in enumerate(held):  # no two share memory
+        assert (array == number).all()
+    part = held.pop()[..., 1:] if shape else held.pop()
+    before = part.copy()
+    del array
+    _kernels.empty(shape, np.dtype(dtype))[...] = -1.0  # a view keeps its memory
+    np.testing.assert_array_equal(part, before)
+
+
+def test_arrays_that_no_memory_holds_are_refused():
+    with pytest.raises(MemoryError, match="too large"):
+        _kernels.empty((2**40, 2**40), np.dtype(np.float32))
+    with pytest.raises(MemoryError, match=r"too large|not enough memory"):
+        _kernels.empty((2**58,), np.dtype(np.float64))
+
+
+def test_the_first_id_outside_is_found():
+    ids = np.array([0, 5, 9, 10, -1], np.int64)
+    assert _kernels.first_outside(ids, 11) == 4
+    assert _kernels.first_outside(ids[:4], 11) == -1
+    assert _kernels.first_outside(ids, 10) == 3
+    assert _kernels.first_outside(ids, 5) == 1
+    assert _kernels.first_outside(ids[:0], 1) == -1
+
+
+def test_sequences_that_the_kernels_would_crash_on_are_refused():
+    order, offsets = np.array([1, 0]), np.array([0, 2, 3])
+    rows = np.zeros((3, 4), np.float32)
+    good = [np.ones((1, 4), np.float32), np.ones((2, 4), np.float32)]
+    assert _kernels.pack_rows(good, order, offsets, rows) == -1
+    assert (rows == 1).all()
+    read_only = [part.copy() for part in good]
+    read_only[1].flags.writeable = False
+    with pytest.raises(ValueError, match="sequences"):
+        _kernels.unpack_rows(rows, order, offsets, read_only)
+    for wrong in (
+        good[::-1],  # too few steps
+        [good[0], good[1].astype(np.float64)],
+        [good[0], good[1][:, :3]],
+        [good[0], np.ones((2, 8), np.float32)[:, ::2]],
+        [good[0], np.ones(8, np.float32)],
+        np.ones((3, 2, 4), np.float32),
+        np.ones((2, 1, 4), np.float32),
+    ):
+        with pytest.raises(ValueError, match="sequences"):
+            _kernels.pack_rows(wrong, order, offsets, rows)
+    with pytest.raises(ValueError, match="order"):
+        _kernels.pack_rows(good, np.array([1, 2]), offsets, rows)
+    with pytest.raises(ValueError, match="rows"):
+        _kernels.pack_rows(good, order, offsets, rows[:2])

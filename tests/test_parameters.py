@@ -275,3 +275,26 @@ def test_bad_specs_are_refused():
         Spec("a", (3,), transposed=True)
     with pytest.raises(ValueError, match="at least 1"):
         Spec("a", (3, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1, 63, 300])
+def test_a_blank_twin_has_the_layout_and_zero_padding_whatever_lay_there_before(dtype, width):
+    p = Parameters([Spec("a", (width, 7)), Spec("b", (200, width), transposed=True), Spec("c", (90_000,))], dtype)
+    for _ in range(3):  # memory that was used before comes back: it is full of NaN the second time
+        twin = p.blank()
+        assert twin.specs == p.specs
+        assert twin.flat.shape == p.flat.shape
+        for name, view in twin.items():
+            assert view.shape == p[name].shape
+            assert view.strides == p[name].strides
+            assert view.ctypes.data % 64 == p[name].ctypes.data % 64
+            assert view.ctypes.data - twin.flat.ctypes.data == p[name].ctypes.data - p.flat.ctypes.data
+            view[...] = 0
+        assert not twin.flat.any()
+        twin.flat[...] = np.nan
+        del twin, view
+
+
+def test_a_small_blank_twin_is_zero():
+    assert not Parameters([Spec("a", (3, 7))]).blank().flat.any()

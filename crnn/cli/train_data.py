@@ -72,7 +72,8 @@ def prepare(
     if files.valid is not None:
         parts["valid"] = reading.sentences(files.valid)
     elif recipe.valid_fraction > 0.0 and not valid_on_train:
-        parts["train"], parts["valid"] = split(parts["train"], recipe.valid_fraction, recipe.layout == "stream")
+        pieces = 0 if recipe.layout != "stream" else recipe.batch_size if recipe.valid_split == "streams" else 1
+        parts["train"], parts["valid"] = split(parts["train"], recipe.valid_fraction, pieces)
     if files.test is not None:
         parts["test"] = reading.sentences(files.test)
     vocabulary = _vocabulary(parts["train"], recipe, reading.lowercase)
@@ -94,8 +95,8 @@ def prepare(
     return Prepared(vocabulary, data["train"], data.get("valid"), data.get("test"), counts, unknown)
 
 
-def split(sentences: list[list[str]], fraction: float, stream: bool) -> tuple[list[list[str]], list[list[str]]]:
-    """Training and validation sentences: the end of a stream, every n-th of single sentences.
+def split(sentences: list[list[str]], fraction: float, pieces: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Training and validation sentences: every n-th (`pieces` 0), or the end of each of so many pieces of the text.
 
     Raises
     ------
@@ -109,16 +110,21 @@ def split(sentences: list[list[str]], fraction: float, stream: bool) -> tuple[li
             f"the text has {len(sentences)} sentence(s), too few to keep a part for validation: use --valid-fraction 0 "
             "(sentences are found by their punctuation and capitals; --level whitespace takes a line for one)"
         )
-    if not stream:
+    if not pieces:
         step = round(1.0 / fraction)
         last = min(step, len(sentences)) - 1
         valid = sentences[last::step]
         del sentences[last::step]
         return sentences, valid
     ends = list(accumulate(len(sentence) + 1 for sentence in sentences))
-    limit = (1.0 - fraction) * ends[-1]
-    kept = min(max(1, sum(end <= limit for end in ends)), len(sentences) - 1)
-    return sentences[:kept], sentences[kept:]
+    piece = ends[-1] / pieces
+    # a sentence belongs where its last token stands
+    held_out = [(end - 1) % piece >= (1.0 - fraction) * piece for end in ends]
+    if not any(held_out):
+        held_out[-1] = True
+    if all(held_out):
+        held_out[0] = False
+    return [s for s, out in zip(sentences, held_out) if not out], [s for s, out in zip(sentences, held_out) if out]
 
 
 def _vocabulary(sentences: list[list[str]], recipe: Recipe, lowercase: bool) -> Vocabulary:

@@ -65,6 +65,7 @@ _FIELDS = {
     "bucket": "bucket",
     "shuffle": "shuffle",
     "valid_fraction": "valid_fraction",
+    "valid_split": "valid_split",
     "clip": "clip_norm",
     "clip_value": "clip_value",
     "accumulate": "accumulate",
@@ -101,6 +102,9 @@ def _add_text_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--test", type=Path, metavar="FILE", help="text to evaluate the finished model on")
     group.add_argument("--valid-fraction", type=float, metavar="F", help="part of the text that validates; 0: none")
+    group.add_argument(
+        "--valid-split", choices=("end", "streams"), help="which part of a stream: its end, or the end of each stream"
+    )
     group.add_argument(
         "--valid-on-train",
         action="store_true",
