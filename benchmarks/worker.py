@@ -24,6 +24,7 @@ from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG_CALL = 0.5  # seconds: beyond this, what another process left in the caches no longer matters
+PEAK_LOOKS = 5
 
 
 class Worker:
@@ -98,7 +99,9 @@ class Worker:
         """Measure the multiply-add peak of all threads, in GFLOP/s."""
         from crnn import _kernels
 
-        return {"gflops": float(_kernels.fma_peak(dtype, self.threads, seconds))}
+        # Of several short looks the best: a neighbour's burst in one of them is not the machine's peak.
+        looks = [_kernels.fma_peak(dtype, self.threads, seconds / PEAK_LOOKS) for _ in range(PEAK_LOOKS)]
+        return {"gflops": float(max(looks))}
 
     def describe(self) -> dict[str, Any]:
         """Return what crnn says about its build."""

@@ -141,8 +141,9 @@ class LanguageModel(WordNetwork):
         configuration: Configuration,
         vocabulary: Vocabulary | None = None,
         rng: np.random.Generator | int | None = None,
+        weights: Array | None = None,
     ) -> LanguageModel:
-        """A model whose parameters are all zero, to be filled by the caller (files, copies).
+        """A model whose parameters are all zero, to be filled by the caller (files, copies), or lie in `weights`.
 
         Raises
         ------
@@ -154,7 +155,7 @@ class LanguageModel(WordNetwork):
                 f"vocabulary: has {len(vocabulary)} entries, the configuration wants {configuration.vocabulary_size}"
             )
         model = cls.__new__(cls)
-        WordNetwork.__init__(model, configuration, np.random.default_rng(rng))
+        WordNetwork.__init__(model, configuration, np.random.default_rng(rng), weights)
         model.vocabulary = vocabulary
         return model
 
@@ -307,14 +308,16 @@ class LanguageModel(WordNetwork):
 
         return ModelStream(self, batch)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, mappable: bool = False) -> None:
         """Write weights, configuration and vocabulary into one ``.safetensors`` file, atomically.
 
-        `crnn.load` reads it. Raises OSError where the file cannot be written; a file that was there stays as it was.
+        `crnn.load` reads it. With `mappable` it can also map it, so that many processes share one copy of the weights;
+        other programs find them as one array then. Raises OSError where the file cannot be written; a file that was
+        there stays as it was.
         """
         from .model_file import save
 
-        save(self, path)
+        save(self, path, mappable=mappable)
 
     def _read_ids(self, ids: ArrayLike) -> Ids:
         return read_ids(ids, self.configuration.vocabulary_size, "ids")

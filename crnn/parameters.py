@@ -141,11 +141,16 @@ class Parameters(dict[str, np.ndarray]):
         The tensors, in buffer order.
     dtype : numpy dtype
         float32 or float64.
+    over : numpy.ndarray, optional
+        A buffer that holds the values already, `guard` elements longer than `flat`, read-only if need be. By default
+        new memory, all zero.
 
     Attributes
     ----------
     flat : numpy.ndarray
         The whole buffer, 1-D, padding between tensors included.
+    guard : int
+        How many zero elements follow `flat` in its memory.
     dtype : numpy.dtype
 
     Examples
@@ -165,12 +170,18 @@ class Parameters(dict[str, np.ndarray]):
     dtype: np.dtype[Any]
     _slots: dict[str, _Slot]
 
-    def __init__(self, specs: Iterable[Spec], dtype: Any = np.float32) -> None:
+    def __init__(self, specs: Iterable[Spec], dtype: Any = np.float32, over: np.ndarray | None = None) -> None:
         if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
             raise ValueError(f"dtype must be float32 or float64, got {dtype}")
         self.dtype = np.dtype(dtype)
         self._slots, length = _layout(specs, self.dtype.itemsize)
-        self._attach(_zeros(length, self.dtype))
+        if over is None:
+            self._attach(_zeros(length, self.dtype))
+            return
+        wanted = length + self.guard
+        if over.shape != (wanted,) or over.dtype != self.dtype or over.ctypes.data % _LINE:
+            raise ValueError(f"a buffer of {over.dtype} {over.shape}, wanted {self.dtype} ({wanted},), 64-byte aligned")
+        self._attach(over[:length])
 
     def _attach(self, flat: np.ndarray) -> None:
         self.flat = flat
@@ -181,6 +192,15 @@ class Parameters(dict[str, np.ndarray]):
     def specs(self) -> tuple[Spec, ...]:
         """The tensors in buffer order."""
         return tuple(slot.spec for slot in self._slots.values())
+
+    @property
+    def guard(self) -> int:
+        return _GUARD // self.dtype.itemsize
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Name -> where the tensor starts in `flat`, in elements."""
+        return {name: slot.offset // self.dtype.itemsize for name, slot in self._slots.items()}
 
     @property
     def size(self) -> int:
@@ -208,7 +228,7 @@ class Parameters(dict[str, np.ndarray]):
         twin.dtype = self.dtype
         twin._slots = self._slots
         item = self.dtype.itemsize
-        raw = _kernels.empty((self.flat.size + _GUARD // item,), self.dtype)
+        raw = _kernels.empty((self.flat.size + self.guard,), self.dtype)
         end = 0
         for spec, offset, stored, strides, _ in self._slots.values():
             start = offset // item

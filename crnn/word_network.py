@@ -88,6 +88,8 @@ class WordNetwork:
     configuration : Configuration
     rng : numpy.random.Generator
         Draws the dropout masks. The parameters are zero until `initialise` draws them or the caller fills them.
+    weights : numpy.ndarray, optional
+        A buffer for `crnn.parameters.Parameters` that holds them already, such as a mapped file.
 
     Attributes
     ----------
@@ -108,7 +110,9 @@ class WordNetwork:
     States are (layers, sequences, hidden) in the batch's own order of sequences, a pair (h, c) for the LSTM.
     """
 
-    def __init__(self, configuration: Configuration, rng: np.random.Generator) -> None:
+    def __init__(
+        self, configuration: Configuration, rng: np.random.Generator, weights: Array | None = None
+    ) -> None:
         c = self.configuration = configuration
         self.rng = rng
         self.dtype = np.dtype(c.dtype)
@@ -124,7 +128,7 @@ class WordNetwork:
         specs.append(Spec("output.weight", (c.vocabulary_size, c.hidden_size), transposed=True))
         if c.bias:
             specs.append(Spec("output.bias", (c.vocabulary_size,)))
-        self.parameters = parameters = Parameters(specs, self.dtype)
+        self.parameters = parameters = Parameters(specs, self.dtype, weights)
         self.params: Mapping[str, Array] = _TiedView(parameters) if c.tie_weights else parameters
         self._names = [None if shape is None else f"rnn.{name}" for name, shape in shapes]
         self._stack = _kernels.Stack(
@@ -163,6 +167,7 @@ class WordNetwork:
         """
         if scale is not None and not 0.0 < scale < math.inf:
             raise ValueError(f"scale: got {scale}, wanted a positive, finite number")
+        self.check_writable()
         c = self.configuration
         generator = np.random.default_rng(rng)
         for name, view in self.parameters.items():
@@ -176,6 +181,13 @@ class WordNetwork:
                 initialise(view, c.vocabulary_size, generator)
             else:
                 initialise(view, c.hidden_size, generator)
+
+    def check_writable(self) -> None:
+        """Raise ValueError for a model over a mapped file, which can be used but not trained."""
+        if not self.parameters.flat.flags.writeable:
+            raise ValueError(
+                "the model's weights are mapped from a file, read-only: train model.copy(), or load it without mmap=True"
+            )
 
     def new_gradients(self) -> GradientSet:
         """Room for this model's gradients."""
@@ -259,6 +271,7 @@ class WordNetwork:
         tuple
             Total loss before the step (unscaled, nats) and final state.
         """
+        self.check_writable()
         schedule = resolve(truncation).schedule
         fused = self._fused
         if fused is None:

@@ -47,6 +47,7 @@ def rewrite(path: Path, change) -> None:
     header = json.loads(content[8 : 8 + length])
     change(header)
     text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
@@ -226,7 +227,7 @@ def rename_tensor(header: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (change_metadata(version="2"), "version 2 of the format, this crnn reads up to 1: upgrade"),
+        (change_metadata(version="3"), "version 3 of the format, this crnn reads up to 2: upgrade"),
         (change_metadata(version="new"), "its version is 'new'"),
         (change_metadata(version=None), "its version is ''"),
         (change_metadata(configuration=None), "its configuration is missing"),
@@ -250,3 +251,98 @@ def test_inconsistent_files(saved: Path, change, match: str) -> None:
         crnn.load(saved)
     assert str(saved) in str(caught.value)
     assert isinstance(caught.value, ValueError)
+
+
+# ------------------------------------------------------------------------------------------------------ mapped models
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mapped_model_gives_the_same_bits(name: str, vocabulary: crnn.Vocabulary, tmp_path: Path) -> None:
+    model, path = make(vocabulary, name), tmp_path / "m.safetensors"
+    model.save(path, mappable=True)
+    ids = [3, 1, 4, 1, 5]
+    for mapped in (crnn.load(path, mmap=True), crnn.load(path)):
+        assert mapped.vocabulary == vocabulary
+        assert mapped.configuration == model.configuration
+        for key, view in model.params.items():
+            np.testing.assert_array_equal(mapped.params[key], view)
+        np.testing.assert_array_equal(mapped.probabilities(ids), model.probabilities(ids))
+        assert mapped.generate(3, seed=1) == model.generate(3, seed=1)
+        assert mapped.loss(ids[:-1], ids[1:]) == model.loss(ids[:-1], ids[1:])
+        gradients, wanted = mapped.gradients(ids[:-1], ids[1:]), model.gradients(ids[:-1], ids[1:])
+        for key, gradient in wanted.items():
+            np.testing.assert_array_equal(gradients[key], gradient)
+        one, other = mapped.stream(), model.stream()
+        for word in ids:
+            np.testing.assert_array_equal(one.step([word]), other.step([word]))
+    assert (tmp_path / "m.safetensors").stat().st_size < 2 * sum(v.nbytes for v in model.params.values()) + 20_000
+
+
+def test_a_mapped_model_lies_in_the_file_and_cannot_be_trained(vocabulary: crnn.Vocabulary, tmp_path: Path) -> None:
+    model, path = make(vocabulary), tmp_path / "m.safetensors"
+    model.save(path, mappable=True)
+    before = path.read_bytes()
+    mapped = crnn.load(path, mmap=True)
+    assert not any(view.flags.writeable for view in mapped.params.values())
+    assert mapped.parameters.flat.ctypes.data % 64 == 0
+    if Path("/proc/self/maps").exists():
+        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+        assert lines
+        first, last = (int(place, 16) for place in lines[0][0].split("-"))
+        assert first <= mapped.parameters.flat.ctypes.data < last
+    for train in (
+        lambda: mapped.sgd_step([1, 2], [2, 3], 0.1),
+        lambda: mapped.initialise(0),
+        lambda: crnn.Trainer(mapped).fit(crnn.data.Sentences([[1, 2, 3]]), epochs=1),
+    ):
+        with pytest.raises(ValueError, match=r"mapped from a file, read-only: train model.copy\(\)"):
+            train()
+    with pytest.raises(ValueError, match="read-only"):
+        mapped.params["output.bias"][0] = 1
+    twin = mapped.copy()
+    twin.sgd_step([1, 2], [2, 3], 0.1)
+    assert path.read_bytes() == before
+    mapped.save(tmp_path / "again.safetensors", mappable=True)
+    assert (tmp_path / "again.safetensors").read_bytes() == before
+    mapped.save(tmp_path / "named.safetensors")
+    assert set(safetensors.numpy.load_file(tmp_path / "named.safetensors")) == set(model.parameters)
+
+
+def test_what_cannot_be_mapped_says_why(vocabulary: crnn.Vocabulary, tmp_path: Path) -> None:
+    model, path = make(vocabulary), tmp_path / "m.safetensors"
+    model.save(path)
+    with pytest.raises(ModelFileError, match="cannot be mapped, it holds one tensor a name: save the model with mappable"):
+        crnn.load(path, mmap=True)
+
+    def damaged(change, message: str) -> None:
+        model.save(path, mappable=True)
+        rewrite(path, change)
+        for mmap in (True, False):
+            with pytest.raises(ModelFileError, match=message):
+                crnn.load(path, mmap=mmap)
+
+    def metadata(**values):
+        return lambda header: header["__metadata__"].update(values)
+
+    damaged(metadata(version="3"), "version 3 of the format, this crnn reads up to 2: upgrade")
+    damaged(metadata(layout="{}"), "laid out otherwise")
+    damaged(metadata(layout="x"), "layout is missing or cannot be read")
+    damaged(lambda header: header["__metadata__"].pop("layout"), "layout is missing")
+    damaged(lambda header: header.update(other=header.pop("parameters")), "damaged|laid out otherwise|no buffer")
+    model.save(path, mappable=True)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    path.write_bytes((length + 8).to_bytes(8, "little") + content[8 : 8 + length] + b" " * 8 + content[8 + length :])
+    with pytest.raises(ModelFileError, match="do not start on a multiple of 64 bytes"):
+        crnn.load(path, mmap=True)
+    assert (crnn.load(path).parameters.flat == model.parameters.flat).all()
+    for end in (len(content) - 1, len(content) // 2, 30):
+        path.write_bytes(content[:end])
+        for mmap in (True, False):
+            with pytest.raises(ModelFileError):
+                crnn.load(path, mmap=mmap)
+    broken = bytearray(content)
+    broken[-200] ^= 1
+    path.write_bytes(bytes(broken))
+    with pytest.raises(ModelFileError, match="do not match their checksum|not finite"):
+        crnn.load(path)
