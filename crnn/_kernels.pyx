@@ -461,7 +461,7 @@ cdef int find_starts(crnn_rows_args *args, void **starts, sequences, bint togeth
     return 0
 
 
-def pack_rows(sequences, order, offsets, rows):
+def pack_sequences(sequences, order, offsets, rows):
     """rows <- sequences; the first row with a value that is not finite, or -1."""
     cdef crnn_rows_args args
     cdef int64_t bad
@@ -472,7 +472,7 @@ def pack_rows(sequences, order, offsets, rows):
     return bad
 
 
-def unpack_rows(rows, order, offsets, sequences):
+def unpack_sequences(rows, order, offsets, sequences):
     """sequences <- rows; what lies beyond a sequence's length stays as it is."""
     cdef crnn_rows_args args
     cdef void **starts = describe_rows(&args, sequences, order, offsets, rows, True)

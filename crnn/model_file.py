@@ -14,9 +14,9 @@ reader finds the weights under the names of `LanguageModel.params`. The header's
 
 Tied weights are stored once, as ``output.weight``. The same model always gives the same bytes.
 
-A mappable file holds one tensor, ``parameters``: the buffer of `crnn.parameters.Parameters` as it lies in memory, from a
-multiple of 64 bytes on, with its guard. Its metadata have two more strings: ``layout``, JSON of where each tensor starts in
-it, and ``version`` is "2", so that a crnn that knows only named tensors refuses it by its version.
+A mappable file holds one tensor, ``parameters``: the buffer of `crnn.parameters.Parameters` as it lies in memory, with
+its guard, from a multiple of 64 bytes on. Its metadata have one more string, ``layout``: JSON of where each tensor
+starts in it. Its ``version`` is "2", so that a crnn that knows only named tensors refuses it by its version.
 """
 
 from __future__ import annotations
@@ -182,13 +182,15 @@ def _map(file: Any, path: str) -> LanguageModel:
     tensor = file.get_slice(_BUFFER) if _BUFFER in file.keys() else None  # noqa: SIM118
     shape = tuple(tensor.get_shape()) if tensor is not None else ()
     dtype = np.dtype(configuration.dtype).newbyteorder("<")
-    if len(shape) != 1 or tensor.get_dtype() != _NAMES[configuration.dtype]:
+    if tensor is None or len(shape) != 1 or tensor.get_dtype() != _NAMES[configuration.dtype]:
         raise ModelFileError(f"damaged, it has no buffer of {configuration.dtype} weights")
     if sys.byteorder != "little":
         raise ModelFileError("cannot be mapped on a machine that is not little-endian")
     start = os.path.getsize(path) - shape[0] * dtype.itemsize  # the one tensor ends where the file ends
     if start % _LINE:
-        raise ModelFileError(f"cannot be mapped, its weights do not start on a multiple of {_LINE} bytes: save it again")
+        raise ModelFileError(
+            f"cannot be mapped, its weights do not start on a multiple of {_LINE} bytes: save it again"
+        )
     weights = np.memmap(path, dtype.newbyteorder("="), "r", start, shape)
     model = _model(metadata, weights.view(np.ndarray))
     _check_layout(metadata, model, {_BUFFER: shape})

@@ -212,7 +212,7 @@ class Batch:
         return rows
 
     def _in_place(self, array: np.ndarray) -> np.ndarray | None:
-        """The packed rows as they lie in the caller's memory: one sequence, or equally long ones in time-major memory."""
+        """The packed rows as they lie in the caller's memory: one sequence, or several in time-major memory."""
         geometry = self.geometry
         if self.form == "single":
             array = array if geometry.rows == self.steps else array[: geometry.rows]
@@ -234,7 +234,7 @@ class Batch:
         geometry = self.geometry
         rows = _kernels.empty((geometry.rows, width), dtype)
         if rows.size:
-            bad = _kernels.pack_rows(_side_by_side(sequences), geometry.order, geometry.offsets, rows)
+            bad = _kernels.pack_sequences(_side_by_side(sequences), geometry.order, geometry.offsets, rows)
             if bad >= 0:
                 self._refuse(rows, bad, name)
         return rows
@@ -270,7 +270,7 @@ class Batch:
             ends = np.cumsum(geometry.lengths).tolist()
             parts = [joined[end - length : end] for end, length in zip(ends, geometry.lengths.tolist())]
             if rows.size:
-                _kernels.unpack_rows(rows, geometry.order, geometry.offsets, parts)
+                _kernels.unpack_sequences(rows, geometry.order, geometry.offsets, parts)
             return parts
         if geometry.rows == geometry.batch_size * self.steps:
             if self.form == "single":
@@ -278,7 +278,7 @@ class Batch:
             return rows.reshape(self.steps, geometry.batch_size, width).transpose(1, 0, 2)
         result = np.zeros((geometry.batch_size, self.steps, width), rows.dtype)
         if rows.size:
-            _kernels.unpack_rows(rows, geometry.order, geometry.offsets, result)
+            _kernels.unpack_sequences(rows, geometry.order, geometry.offsets, result)
         return result[0] if self.form == "single" else result
 
     def place(self, row: int, column: int) -> str:

@@ -193,6 +193,13 @@ class Parameters(dict[str, np.ndarray]):
         """The tensors in buffer order."""
         return tuple(slot.spec for slot in self._slots.values())
 
+    def check_writable(self) -> None:
+        """Raise ValueError for the weights of a model over a mapped file, which can be used but not trained."""
+        if not self.flat.flags.writeable:
+            raise ValueError(
+                "the model's weights are mapped from a file, read-only: train model.copy(), or load it without mmap"
+            )
+
     @property
     def guard(self) -> int:
         return _GUARD // self.dtype.itemsize

@@ -39,7 +39,7 @@ def read_ids(values: ArrayLike, words: int, name: str) -> Ids:
         raise ValueError(f"{name}: got an empty sequence, wanted at least one id")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: got {array.dtype}, wanted integer ids (Vocabulary.encode makes them from words)")
-    ids = np.ascontiguousarray(array, np.int64)  # a uint64 beyond int64 turns negative, and is refused below all the same
+    ids = np.ascontiguousarray(array, np.int64)  # a uint64 beyond int64 turns negative, and is refused as such
     at = _kernels.first_outside(ids, words)
     if at >= 0:
         raise ValueError(f"{name}: {_outside(int(array[at]), words)} at position {at}")

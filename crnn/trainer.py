@@ -483,7 +483,7 @@ class Trainer:
             self.train.rng = shuffling
 
     def _check_data(self, train: TokenData, valid: TokenData | None) -> None:
-        self.model.check_writable()
+        self.model.parameters.check_writable()
         for name, data in (("train", train), ("valid", valid)):
             if data is None and name == "valid":
                 continue

@@ -167,7 +167,7 @@ class WordNetwork:
         """
         if scale is not None and not 0.0 < scale < math.inf:
             raise ValueError(f"scale: got {scale}, wanted a positive, finite number")
-        self.check_writable()
+        self.parameters.check_writable()
         c = self.configuration
         generator = np.random.default_rng(rng)
         for name, view in self.parameters.items():
@@ -181,13 +181,6 @@ class WordNetwork:
                 initialise(view, c.vocabulary_size, generator)
             else:
                 initialise(view, c.hidden_size, generator)
-
-    def check_writable(self) -> None:
-        """Raise ValueError for a model over a mapped file, which can be used but not trained."""
-        if not self.parameters.flat.flags.writeable:
-            raise ValueError(
-                "the model's weights are mapped from a file, read-only: train model.copy(), or load it without mmap=True"
-            )
 
     def new_gradients(self) -> GradientSet:
         """Room for this model's gradients."""
@@ -271,7 +264,7 @@ class WordNetwork:
         tuple
             Total loss before the step (unscaled, nats) and final state.
         """
-        self.check_writable()
+        self.parameters.check_writable()
         schedule = resolve(truncation).schedule
         fused = self._fused
         if fused is None:

@@ -303,12 +303,12 @@ def test_sequences_that_the_kernels_would_crash_on_are_refused():
     order, offsets = np.array([1, 0]), np.array([0, 2, 3])
     rows = np.zeros((3, 4), np.float32)
     good = [np.ones((1, 4), np.float32), np.ones((2, 4), np.float32)]
-    assert _kernels.pack_rows(good, order, offsets, rows) == -1
+    assert _kernels.pack_sequences(good, order, offsets, rows) == -1
     assert (rows == 1).all()
     read_only = [part.copy() for part in good]
     read_only[1].flags.writeable = False
     with pytest.raises(ValueError, match="sequences"):
-        _kernels.unpack_rows(rows, order, offsets, read_only)
+        _kernels.unpack_sequences(rows, order, offsets, read_only)
     for wrong in (
         good[::-1],  # too few steps
         [good[0], good[1].astype(np.float64)],
@@ -319,8 +319,8 @@ def test_sequences_that_the_kernels_would_crash_on_are_refused():
         np.ones((2, 1, 4), np.float32),
     ):
         with pytest.raises(ValueError, match="sequences"):
-            _kernels.pack_rows(wrong, order, offsets, rows)
+            _kernels.pack_sequences(wrong, order, offsets, rows)
     with pytest.raises(ValueError, match="order"):
-        _kernels.pack_rows(good, np.array([1, 2]), offsets, rows)
+        _kernels.pack_sequences(good, np.array([1, 2]), offsets, rows)
     with pytest.raises(ValueError, match="rows"):
-        _kernels.pack_rows(good, order, offsets, rows[:2])
+        _kernels.pack_sequences(good, order, offsets, rows[:2])

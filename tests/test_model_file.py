@@ -311,7 +311,7 @@ def test_a_mapped_model_lies_in_the_file_and_cannot_be_trained(vocabulary: crnn.
 def test_what_cannot_be_mapped_says_why(vocabulary: crnn.Vocabulary, tmp_path: Path) -> None:
     model, path = make(vocabulary), tmp_path / "m.safetensors"
     model.save(path)
-    with pytest.raises(ModelFileError, match="cannot be mapped, it holds one tensor a name: save the model with mappable"):
+    with pytest.raises(ModelFileError, match="cannot be mapped, it holds one tensor a name: save the model with "):
         crnn.load(path, mmap=True)
 
     def damaged(change, message: str) -> None:
@@ -328,7 +328,7 @@ def test_what_cannot_be_mapped_says_why(vocabulary: crnn.Vocabulary, tmp_path: P
     damaged(metadata(layout="{}"), "laid out otherwise")
     damaged(metadata(layout="x"), "layout is missing or cannot be read")
     damaged(lambda header: header["__metadata__"].pop("layout"), "layout is missing")
-    damaged(lambda header: header.update(other=header.pop("parameters")), "damaged|laid out otherwise|no buffer")
+    damaged(lambda header: header.update(other=header.pop("parameters")), r"damaged|laid out otherwise|no buffer")
     model.save(path, mappable=True)
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
@@ -344,5 +344,5 @@ def test_what_cannot_be_mapped_says_why(vocabulary: crnn.Vocabulary, tmp_path: P
     broken = bytearray(content)
     broken[-200] ^= 1
     path.write_bytes(bytes(broken))
-    with pytest.raises(ModelFileError, match="do not match their checksum|not finite"):
+    with pytest.raises(ModelFileError, match=r"do not match their checksum|not finite"):
         crnn.load(path)

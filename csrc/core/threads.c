@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SPIN_ROUNDS 2000 /* some 30 us of waiting before a worker sleeps, or a barrier gives the core away */
+#define SPIN_ROUNDS 2000 /* some 30 us of waiting before a clock is looked at, or a barrier gives the core away */
 
 /* What one thread spins on stands on a cache line of its own, away from what others write meanwhile: a line that moves
  * between cores costs 0.1 to 0.5 us, depending on how far apart they are, and a brief job lasts 5. */
@@ -32,7 +32,6 @@ static struct {
     OWN_LINE atomic_int pending; /* workers that have not finished the job */
     OWN_LINE crnn_work work;     /* the job */
     void *context;
-    int brief;
     crnn_team team;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
@@ -97,39 +96,33 @@ void crnn_barrier(crnn_team *team)
     if (since > 0) waited += crnn_seconds() - since;
 }
 
-/* A worker that waits for a job spins for some 30 us, then sleeps. After a brief job, or when woken because brief jobs
- * follow each other closely, it spins for as long as the next one may take to come: a job that the caller does alone
- * meanwhile can take longer than 30 us, and a worker that has gone back to sleep by then would never be found awake. */
+/* A worker that waits for a job spins for PATIENCE, then sleeps. Waking it takes the caller 50 us, as much as many a job;
+ * between two calls from Python pass some tens of microseconds. Brief jobs that follow each other closely are done alone
+ * while the worker sleeps, and the worker woken meanwhile, to be awake for the next one. */
 #define CLOSE_TOGETHER 2e-4 /* seconds */
 #define PATIENCE (2 * CLOSE_TOGETHER)
 
 static void *worker(void *argument)
 {
-    int rank = (int)(intptr_t)argument, patient = 0;
+    int rank = (int)(intptr_t)argument;
     unsigned seen = first_ticket[rank];
     for (;;) {
-        int spins = 0;
         double since = 0;
-        while (atomic_load_explicit(&pool.ticket, memory_order_acquire) == seen) {
-            if (++spins < SPIN_ROUNDS) { relax(); continue; }
-            if (patient && spins % 64 == 0) {
-                if (since == 0) since = crnn_seconds();
-                patient = crnn_seconds() - since < PATIENCE;
-            }
-            if (patient) { relax(); continue; }
+        for (int spins = 0; atomic_load_explicit(&pool.ticket, memory_order_acquire) == seen; spins++) {
+            relax();
+            if (spins < SPIN_ROUNDS || spins % 64) continue;
+            if (since == 0) since = crnn_seconds();
+            if (crnn_seconds() - since < PATIENCE) continue;
             pthread_mutex_lock(&pool.lock);
             atomic_fetch_add(&pool.sleepers, 1);
             unsigned nudge = atomic_load(&pool.nudge);
             while (atomic_load(&pool.ticket) == seen && atomic_load(&pool.nudge) == nudge)
                 pthread_cond_wait(&pool.wake, &pool.lock);
-            spins = 0;
             since = 0;
-            patient = 1;
             atomic_fetch_sub(&pool.sleepers, 1);
             pthread_mutex_unlock(&pool.lock);
         }
         seen = atomic_load_explicit(&pool.ticket, memory_order_acquire);
-        patient = pool.brief;
         if (rank < pool.team.size) pool.work(pool.context, rank, &pool.team);
         atomic_fetch_sub_explicit(&pool.pending, 1, memory_order_release);
     }
@@ -199,7 +192,6 @@ void crnn_parallel(int threads, int brief, crnn_work work, void *context)
         if (threads > 1) {
             double start = crnn_seconds(), since = 0;
             waited = 0;
-            pool.brief = brief;
             pool.work = work;
             pool.context = context;
             pool.team.size = threads;
