@@ -5,7 +5,7 @@ PYTHON ?= python3
 dev:            ## editable install with everything the tests use
 	$(PYTHON) -m pip install -e '.[test,plot,keras]'
 
-build:          ## rebuild the extension in place after a change in csrc/ or _kernels.pyx
+build:          ## rebuild the extension in place after a change in csrc/, _kernels.pyx or kernels/
 	$(PYTHON) setup.py build_ext --inplace
 
 test:

@@ -133,6 +133,7 @@ class BuildKernels(build_ext):
 
 
 c_files = sorted(str(path) for path in CSRC.glob("**/*.[ch]"))
+included = sorted(str(path) for path in Path("crnn/kernels").glob("*.pxi"))
 setup(
     ext_modules=[
         Extension(
@@ -140,7 +141,7 @@ setup(
             sources=["crnn/_kernels.pyx"],
             include_dirs=["csrc/include", "csrc/core", numpy.get_include()],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-            depends=c_files,
+            depends=[*c_files, *included],
         )
     ],
     cmdclass={"build_ext": BuildKernels},

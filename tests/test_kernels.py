@@ -309,6 +309,9 @@ def test_sequences_that_the_kernels_would_crash_on_are_refused():
     read_only[1].flags.writeable = False
     with pytest.raises(ValueError, match="sequences"):
         _kernels.unpack_sequences(rows, order, offsets, read_only)
+    unequal = [np.ones((2, 4), np.float32), np.broadcast_to(np.ones(4, np.float32), (2, 4))]
+    with pytest.raises(ValueError, match=r"steps (16|0) bytes apart"):
+        _kernels.pack_sequences(unequal, order, np.array([0, 2, 4]), np.zeros((4, 4), np.float32))
     for wrong in (
         good[::-1],  # too few steps
         [good[0], good[1].astype(np.float64)],

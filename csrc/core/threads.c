@@ -118,6 +118,7 @@ static void *worker(void *argument)
             unsigned nudge = atomic_load(&pool.nudge);
             while (atomic_load(&pool.ticket) == seen && atomic_load(&pool.nudge) == nudge)
                 pthread_cond_wait(&pool.wake, &pool.lock);
+            spins = 0;
             since = 0;
             atomic_fetch_sub(&pool.sleepers, 1);
             pthread_mutex_unlock(&pool.lock);

@@ -36,7 +36,7 @@ typedef struct {
     rule_row rule;
 } update_call;
 
-/* Elements from which two threads update a dense tensor faster than one. */
+/* Elements from which two threads update (or scale) a dense tensor faster than one. */
 #define UPDATE_SHARED 16384
 
 static void update_dense(void *context, int rank, crnn_team *team)
@@ -123,10 +123,24 @@ static double kernel_sum_squares(const void *values, size_t n)
     return sum;
 }
 
+typedef struct {
+    T *a;
+    size_t n;
+    T factor;
+} scale_call;
+
+static void scale_work(void *context, int rank, crnn_team *team)
+{
+    const scale_call *call = context;
+    size_t lo, hi;
+    crnn_share(call->n, 64, rank, crnn_team_size(team), &lo, &hi);
+    for (size_t i = lo; i < hi; i++) call->a[i] *= call->factor;
+}
+
 static void kernel_scale(void *values, size_t n, double factor)
 {
-    T *a = values, f = (T)factor;
-    for (size_t i = 0; i < n; i++) a[i] *= f;
+    scale_call call = {values, n, (T)factor};
+    crnn_parallel(n < UPDATE_SHARED ? 1 : crnn_get_threads(), 1, scale_work, &call);
 }
 
 static void kernel_add_rows(void *dst, size_t row_step, size_t element_step, const int64_t *ids, const void *rows,

@@ -145,7 +145,7 @@ static void test_add_rows(const char *isa, crnn_dtype dtype, size_t width, int c
 
 static void test_all(const char *isa, crnn_dtype dtype)
 {
-    static const size_t SIZES[] = {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 1000, 20011};
+    static const size_t SIZES[] = {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 1000, 20011, 150001};
     for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++) {
         misaligned = (int)(i % 2);
         for (int rule = CRNN_SGD; rule <= CRNN_ADAM; rule++) test_dense(isa, dtype, (crnn_rule)rule, SIZES[i]);
@@ -159,9 +159,30 @@ static void test_all(const char *isa, crnn_dtype dtype)
     }
 }
 
+/* The sum of many pieces, more than are added up at a time, has the same bits for any number of threads. */
+static void test_long_sum(const char *isa, crnn_dtype dtype)
+{
+    size_t n = ((size_t)1 << 24) + 70001;
+    double *v = random_doubles(n, -1, 2), squares = 0;
+    void *array = from_doubles(dtype, v, n);
+    for (size_t i = 0; i < n; i++) squares += v[i] * v[i];
+    crnn_set_threads(1);
+    double alone = crnn_sum_squares(dtype, array, n);
+    CHECK(fabs(alone - squares) <= 1e-11 * squares, "%s: sum of squares %.17g, expected %.17g", isa, alone, squares);
+    for (int threads = 2; threads <= 3; threads++) {
+        crnn_set_threads(threads);
+        double got = crnn_sum_squares(dtype, array, n);
+        CHECK(got == alone, "%s %s: %.17g on %d threads, %.17g on one", isa, dtype_name(dtype), got, threads, alone);
+    }
+    free(v);
+    free_buffers();
+}
+
 int main(void)
 {
     announce_isas();
+    test_long_sum(crnn_isa_active(), CRNN_F32);
+    test_long_sum(crnn_isa_active(), CRNN_F64);
     for (int threads = 1; threads <= 2; threads++) {
         crnn_set_threads(threads);
         on_every_isa(test_all);

@@ -1,0 +1,222 @@
+# Part of crnn/_kernels.pyx. Ids, memory for results, and rows: sequences as packed rows and back, rows by id.
+
+def first_outside(ids, Py_ssize_t words):
+    """Place of the first id that is not in 0..words-1, or -1."""
+    cdef Py_ssize_t n = ids.shape[0], r
+    cdef const int64_t *values = integers(ids, n, "ids")
+    for r in range(n):
+        if <uint64_t>values[r] >= <uint64_t>words:
+            return r
+    return -1
+
+
+cdef class Block:
+    """Memory of the library's cache under an array."""
+    cdef void *data
+
+    def __dealloc__(self):
+        crnn_release(self.data)
+
+
+cdef Py_ssize_t LEAST_BLOCK = 32768  # bytes; NumPy's own allocator serves what is smaller
+
+
+def empty(shape, dtype):
+    """numpy.empty, from the library's cache of memory where the array is large: no fresh pages with every call."""
+    cdef cnp.dtype kind = dtype if type(dtype) is cnp.dtype else cnp.dtype(dtype)
+    cdef Py_ssize_t size = kind.itemsize, extent
+    cdef cnp.npy_intp sizes[8]
+    cdef int n = 0, typenum = kind.num
+    for extent in shape:
+        if n == 8:
+            raise ValueError("shape: wanted at most 8 dimensions")
+        sizes[n] = extent
+        n += 1
+        if extent < 0 or (extent and size > PY_SSIZE_T_MAX // extent):
+            raise MemoryError(f"crnn: an array of shape {tuple(shape)} is too large")
+        size *= extent
+    if size < LEAST_BLOCK:
+        return cnp.PyArray_EMPTY(n, sizes, typenum, 0)
+    cdef Block block = Block.__new__(Block)
+    block.data = crnn_allocate(<size_t>size)
+    if block.data == NULL:
+        raise MemoryError(f"crnn: not enough memory for an array of shape {tuple(shape)}")
+    array = cnp.PyArray_SimpleNewFromData(n, sizes, typenum, block.data)
+    cnp.set_array_base(array, block)
+    return array
+
+
+cdef void **describe_rows(crnn_rows_args *args, sequences, order, offsets, rows, bint writable) except NULL:
+    """Fill args; what it returns must be freed afterwards. `sequences` is (B, T, width), or a list of B arrays
+    (T_i, width) that are equally far apart from step to step; within a step, values stand side by side."""
+    cdef int typenum = typenum_of(rows, "rows")
+    cdef Py_ssize_t B = order.shape[0], T = offsets.shape[0] - 1, width = rows.shape[1]
+    cdef Py_ssize_t item = cnp.PyArray_ITEMSIZE(<cnp.ndarray>rows)
+    cdef const int64_t *places = integers(order, B, "order")
+    cdef bint together = cnp.PyArray_Check(sequences)
+    args.batch.offsets = integers(offsets, T + 1, "offsets")
+    args.batch.batch, args.batch.steps = <size_t>B, <size_t>T
+    args.dtype, args.width, args.step = dtype_of(typenum), <size_t>width, 0
+    args.rows = real(rows, typenum, <Py_ssize_t>args.batch.offsets[T] * width, "rows", not writable)
+    if together and (sequences.ndim != 3 or sequences.shape[0] != B):
+        raise complain("sequences", sequences, f"({B}, steps, {width})")
+    cdef void **starts = <void **>calloc(<size_t>B + 1, sizeof(void *))
+    if starts == NULL:
+        raise MemoryError
+    try:
+        find_starts(args, starts, sequences, together, places, typenum, width, item, writable)
+    except BaseException:
+        free(starts)
+        raise
+    args.sequences = starts
+    return starts
+
+
+cdef int find_starts(crnn_rows_args *args, void **starts, sequences, bint together, const int64_t *places, int typenum,
+                     Py_ssize_t width, Py_ssize_t item, bint writable) except -1:
+    cdef cnp.ndarray array
+    cdef Py_ssize_t B = <Py_ssize_t>args.batch.batch, t = <Py_ssize_t>args.batch.steps, i, length
+    cdef int n
+    cdef bint known = False
+    for i in range(B):
+        while t > 0 and args.batch.offsets[t] - args.batch.offsets[t - 1] <= i:
+            t -= 1
+        length = t
+        if places[i] < 0 or places[i] >= B:
+            raise ValueError(f"order: {places[i]} is outside 0..{B - 1}")
+        array = <cnp.ndarray?>(sequences if together else sequences[places[i]])
+        n = cnp.PyArray_NDIM(array)
+        if (cnp.PyArray_TYPE(array) != typenum or not cnp.PyArray_ISNOTSWAPPED(array) or n != 2 + together
+                or cnp.PyArray_DIM(array, n - 1) != width or cnp.PyArray_DIM(array, n - 2) < length
+                or (width > 1 and length > 0 and cnp.PyArray_STRIDE(array, n - 1) != item)
+                or (writable and not cnp.PyArray_ISWRITEABLE(array))):
+            raise complain("sequences", array, f"at least {length} steps of {width} contiguous values")
+        if length > 1:
+            if known and args.step != cnp.PyArray_STRIDE(array, n - 2):
+                raise complain("sequences", array, f"steps {args.step} bytes apart")
+            args.step = cnp.PyArray_STRIDE(array, n - 2)
+            known = True
+        starts[i] = cnp.PyArray_BYTES(array)
+        if together:
+            starts[i] = <char *>starts[i] + places[i] * cnp.PyArray_STRIDE(array, 0)
+    return 0
+
+
+def pack_sequences(sequences, order, offsets, rows):
+    """rows <- sequences; the first row with a value that is not finite, or -1."""
+    cdef crnn_rows_args args
+    cdef int64_t bad
+    cdef void **starts = describe_rows(&args, sequences, order, offsets, rows, False)
+    with nogil:
+        bad = crnn_pack_rows(&args)
+    free(starts)
+    return bad
+
+
+def unpack_sequences(rows, order, offsets, sequences):
+    """sequences <- rows; what lies beyond a sequence's length stays as it is."""
+    cdef crnn_rows_args args
+    cdef void **starts = describe_rows(&args, sequences, order, offsets, rows, True)
+    with nogil:
+        crnn_unpack_rows(&args)
+    free(starts)
+
+
+cdef extern from "<string.h>" nogil:
+    void *memcpy(void *, const void *, size_t)
+
+
+cdef int copy_rows(src, index, out, bint scatter) except -1:
+    cdef Py_ssize_t item, rows, width, r, most
+    cdef const int64_t *at
+    cdef char *to
+    cdef const char *origin
+    cdef int typenum = cnp.PyArray_TYPE(<cnp.ndarray?>src)
+    if src.ndim != 2 or (<cnp.ndarray?>out).ndim != 2 or src.shape[1] != out.shape[1]:
+        raise ValueError("src, out: wanted two matrices with rows of equal width")
+    rows, width, item = index.shape[0], src.shape[1], cnp.PyArray_ITEMSIZE(<cnp.ndarray>src)
+    origin = <const char *>real(src, typenum, cnp.PyArray_SIZE(<cnp.ndarray>src), "src", False)
+    to = <char *>real(out, typenum, cnp.PyArray_SIZE(<cnp.ndarray>out), "out", True)
+    at = integers(index, rows, "index")
+    most = out.shape[0] if scatter else src.shape[0]
+    if rows != (src.shape[0] if scatter else out.shape[0]):
+        raise ValueError(f"index: got {rows} entries for {src.shape[0] if scatter else out.shape[0]} rows")
+    width *= item
+    for r in range(rows):
+        if at[r] < 0 or at[r] >= most:
+            raise ValueError(f"index: row {at[r]} at {r} is outside 0..{most - 1}")
+        if scatter:
+            memcpy(to + at[r] * width, origin + r * width, <size_t>width)
+        else:
+            memcpy(to + r * width, origin + at[r] * width, <size_t>width)
+    return 0
+
+
+def take_rows(src, index, out):
+    """out[r] = src[index[r]]"""
+    copy_rows(src, index, out, False)
+
+
+def put_rows(src, index, out):
+    """out[index[r]] = src[r]"""
+    copy_rows(src, index, out, True)
+
+
+cdef int add(dst, ids, rows, double alpha, bint columns) except -1:
+    cdef int typenum = typenum_of(dst, "dst")
+    cdef size_t ld = 0
+    cdef Py_ssize_t n = ids.shape[0], r, width = rows.shape[1], most = dst.shape[1] if columns else dst.shape[0]
+    cdef void *target = matrix(dst, typenum, dst.shape[0], dst.shape[1], 1, &ld, "dst", True)
+    cdef const int64_t *at = integers(ids, n, "ids")
+    cdef const void *source = real(rows, typenum, n * width, "rows", False)
+    if width != (dst.shape[0] if columns else dst.shape[1]):
+        raise complain("rows", rows, "rows as wide as dst")
+    for r in range(n):
+        if at[r] < 0 or at[r] >= most:
+            raise ValueError(f"ids: id {at[r]} at {r} is outside 0..{most - 1}")
+    with nogil:
+        if columns:
+            crnn_add_rows(dtype_of(typenum), target, 1, ld, at, source, <size_t>n, <size_t>width, alpha)
+        else:
+            crnn_add_rows(dtype_of(typenum), target, ld, 1, at, source, <size_t>n, <size_t>width, alpha)
+    return 0
+
+
+def add_rows(dst, ids, rows, double alpha):
+    """dst[ids[r]] += alpha * rows[r], in order"""
+    add(dst, ids, rows, alpha, False)
+
+
+def add_columns(dst_t, ids, rows, double alpha):
+    """dst_t[:, ids[r]] += alpha * rows[r], in order"""
+    add(dst_t, ids, rows, alpha, True)
+
+
+def take_columns(src_t, ids, out):
+    """out[r] = src_t[:, ids[r]]"""
+    cdef int typenum = typenum_of(src_t, "src_t")
+    cdef size_t ld = 0
+    cdef Py_ssize_t n = ids.shape[0], width = src_t.shape[0], r, k, most = src_t.shape[1]
+    cdef char *source = <char *>matrix(src_t, typenum, width, most, 1, &ld, "src_t", False)
+    cdef char *target = <char *>real(out, typenum, n * width, "out", True)
+    cdef const int64_t *at = integers(ids, n, "ids")
+    for r in range(n):
+        if at[r] < 0 or at[r] >= most:
+            raise ValueError(f"ids: id {at[r]} at {r} is outside 0..{most - 1}")
+        if typenum == cnp.NPY_FLOAT32:
+            for k in range(width):
+                (<float *>target)[r * width + k] = (<float *>source)[k * <Py_ssize_t>ld + at[r]]
+        else:
+            for k in range(width):
+                (<double *>target)[r * width + k] = (<double *>source)[k * <Py_ssize_t>ld + at[r]]
+
+
+def all_finite(a):
+    """Whether no value of a C-contiguous array is infinite or NaN."""
+    cdef int typenum = typenum_of(a, "a")
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(<cnp.ndarray>a)
+    cdef void *data = real(a, typenum, n, "a", False)
+    cdef int result
+    with nogil:
+        result = crnn_all_finite(dtype_of(typenum), data, <size_t>n)
+    return result != 0

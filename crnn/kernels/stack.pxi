@@ -1,0 +1,152 @@
+# Part of crnn/_kernels.pyx. Recurrent layers: a stack over weights in place, and what a forward call keeps.
+
+cdef class Tape:
+    """What one forward call keeps for its backward calls."""
+    cdef crnn_tape *tape
+    cdef object owner
+    cdef object offsets
+    cdef Py_ssize_t batch
+
+    def __dealloc__(self):
+        crnn_tape_free(self.tape)
+
+    @property
+    def nbytes(self):
+        return crnn_tape_bytes(self.tape)
+
+
+CELLS = {"rnn_tanh": CRNN_RNN_TANH, "rnn_sigmoid": CRNN_RNN_SIGMOID, "rnn_relu": CRNN_RNN_RELU, "lstm": CRNN_LSTM,
+         "gru": CRNN_GRU}
+
+
+cdef class Stack:
+    """A stack of recurrent layers over weight arrays that are used in place."""
+    cdef crnn_stack stack
+    cdef crnn_weights *pointers
+    cdef object arrays
+    cdef int typenum
+    cdef Py_ssize_t gate_rows
+
+    def __cinit__(self, str cell, Py_ssize_t input_size, Py_ssize_t hidden_size, Py_ssize_t num_layers,
+                  Py_ssize_t directions, weights, bint reset_after=False, bint z_state=False, bint onehot=False):
+        if cell not in CELLS:
+            raise ValueError(f"cell: got {cell!r}, wanted one of {', '.join(CELLS)}")
+        if min(input_size, hidden_size, num_layers) < 1 or directions not in (1, 2) or (onehot and directions != 1):
+            raise ValueError("sizes: wanted positive sizes, one or two directions, one direction for ids")
+        self.typenum = typenum_of(weights[1], "weights[1]")
+        self.gate_rows = {"lstm": 4, "gru": 3}.get(cell, 1) * hidden_size
+        self.stack.dtype = dtype_of(self.typenum)
+        self.stack.cell = CELLS[cell]
+        self.stack.reset_after, self.stack.z_state, self.stack.onehot = reset_after, z_state, onehot
+        self.stack.input, self.stack.hidden = input_size, hidden_size
+        self.stack.layers, self.stack.directions = num_layers, directions
+        self.arrays = list(weights)
+        self.pointers = self.resolve(self.arrays, False)
+        self.stack.weights = self.pointers
+
+    def __dealloc__(self):
+        free(self.pointers)
+
+    cdef crnn_weights *resolve(self, list arrays, bint gradients) except NULL:
+        cdef Py_ssize_t count = <Py_ssize_t>(self.stack.layers * self.stack.directions), q, width
+        cdef Py_ssize_t hidden = <Py_ssize_t>self.stack.hidden
+        if len(arrays) != 4 * count:
+            raise ValueError(f"weights: got {len(arrays)} arrays, wanted {4 * count}")
+        cdef crnn_weights *out = <crnn_weights *>calloc(<size_t>count, sizeof(crnn_weights))
+        if out == NULL:
+            raise MemoryError
+        try:
+            for q in range(count):
+                width = <Py_ssize_t>self.stack.input
+                if q >= <Py_ssize_t>self.stack.directions:
+                    width = <Py_ssize_t>self.stack.directions * hidden
+                if q == 0 and self.stack.onehot:
+                    if not gradients:
+                        out[q].weight_ih = matrix(arrays[0], self.typenum, width, self.gate_rows, 1, &out[q].ld_ih,
+                                                  "weights[0]", False)
+                    elif arrays[0] is not None:
+                        raise ValueError("grads[0]: wanted None, one-hot gradients come as rows in dx")
+                else:
+                    out[q].weight_ih = real(arrays[4 * q], self.typenum, self.gate_rows * width, "weight_ih", gradients)
+                out[q].weight_hh = real(arrays[4 * q + 1], self.typenum, self.gate_rows * hidden, "weight_hh", gradients)
+                out[q].bias_ih = real(arrays[4 * q + 2], self.typenum, self.gate_rows, "bias_ih", gradients)
+                out[q].bias_hh = real(arrays[4 * q + 3], self.typenum, self.gate_rows, "bias_hh", gradients)
+                if not gradients and (out[q].weight_ih == NULL or out[q].weight_hh == NULL):
+                    raise ValueError("weights: weight_ih and weight_hh must be there")
+        except BaseException:
+            free(out)
+            raise
+        return out
+
+    def forward(self, x, offsets, h0, c0, y, h_n, c_n, bint keep, masks=None):
+        cdef crnn_forward_args args
+        cdef crnn_batch batch
+        cdef crnn_tape *tape = NULL
+        cdef crnn_status status
+        cdef Py_ssize_t steps = offsets.shape[0] - 1, B, rows, states, H = <Py_ssize_t>self.stack.hidden
+        cdef Py_ssize_t D = <Py_ssize_t>self.stack.directions, L = <Py_ssize_t>self.stack.layers
+        batch.offsets = integers(offsets, steps + 1, "offsets")
+        if steps < 1 or h_n is None or not cnp.PyArray_Check(h_n) or cnp.PyArray_NDIM(<cnp.ndarray>h_n) != 3:
+            raise ValueError("forward: wanted at least one step and h_n of shape (layers*directions, batch, hidden)")
+        B = cnp.PyArray_DIM(<cnp.ndarray>h_n, 1)
+        rows = <Py_ssize_t>batch.offsets[steps]
+        if batch.offsets[0] != 0 or batch.offsets[1] > B or batch.offsets[1] < 1:
+            raise ValueError(f"offsets: first block has {batch.offsets[1]} rows for a batch of {B}")
+        batch.batch, batch.steps = <size_t>B, <size_t>steps
+        states = L * D * B * H
+        args.x, args.ids = NULL, NULL
+        if self.stack.onehot:
+            args.ids = integers(x, rows, "x")
+        else:
+            args.x = real(x, self.typenum, rows * <Py_ssize_t>self.stack.input, "x", False)
+        args.h0 = real(h0, self.typenum, states, "h0", False)
+        args.c0 = real(c0, self.typenum, states, "c0", False)
+        args.masks = real(masks, self.typenum, (L - 1) * rows * D * H, "masks", False)
+        args.y = real(y, self.typenum, rows * D * H, "y", True)
+        args.h_n = real(h_n, self.typenum, states, "h_n", True)
+        args.c_n = real(c_n, self.typenum, states, "c_n", True)
+        with nogil:
+            status = crnn_forward(&self.stack, &batch, &args, &tape if keep else NULL)
+        check(status)
+        if not keep:
+            return None
+        cdef Tape result = Tape.__new__(Tape)
+        result.tape, result.owner, result.offsets, result.batch = tape, self, offsets, B
+        return result
+
+    def backward(self, Tape tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, list grads, bint accumulate=False):
+        cdef crnn_backward_args args
+        cdef crnn_batch batch
+        cdef crnn_status status
+        cdef crnn_weights *pointers = NULL
+        cdef Py_ssize_t steps = tape.offsets.shape[0] - 1, H = <Py_ssize_t>self.stack.hidden, rows, states
+        cdef Py_ssize_t D = <Py_ssize_t>self.stack.directions
+        cdef int kind = schedule[0]
+        if tape.owner is not self:
+            raise ValueError("tape: belongs to another stack")
+        batch.offsets = integers(tape.offsets, steps + 1, "offsets")
+        batch.steps, batch.batch = <size_t>steps, <size_t>tape.batch
+        rows = <Py_ssize_t>batch.offsets[steps]
+        states = <Py_ssize_t>self.stack.layers * D * tape.batch * H
+        args.truncation = <crnn_truncation>kind
+        args.k1, args.k2 = schedule[1], schedule[2]
+        if kind != 0 and (kind not in (1, 2) or D != 1 or args.k1 < 1 or (kind == 2 and args.k2 < args.k1)):
+            raise ValueError(f"schedule: got {schedule} for {D} direction(s)")
+        args.dy = real(dy, self.typenum, rows * D * H, "dy", False)
+        args.dh_n = real(dh_n, self.typenum, states, "dh_n", False)
+        args.dc_n = real(dc_n, self.typenum, states, "dc_n", False)
+        args.dx = real(dx, self.typenum, rows * (self.gate_rows if self.stack.onehot else <Py_ssize_t>self.stack.input),
+                       "dx", True)
+        args.dh0 = real(dh0, self.typenum, states, "dh0", True)
+        args.dc0 = real(dc0, self.typenum, states, "dc0", True)
+        args.grads = NULL
+        args.accumulate = accumulate
+        try:
+            if grads is not None:
+                pointers = self.resolve(grads, True)
+                args.grads = pointers
+            with nogil:
+                status = crnn_backward(&self.stack, &batch, tape.tape, &args)
+            check(status)
+        finally:
+            free(pointers)
