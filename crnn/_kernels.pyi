@@ -16,6 +16,10 @@ class Tape:
     @property
     def nbytes(self) -> int: ...
 
+class NotFinite(ValueError):
+    row: int
+    def __init__(self, row: int) -> None: ...
+
 @final
 class Block: ...
 
@@ -35,7 +39,7 @@ class Stack:
     ) -> Stack: ...
     def forward(
         self,
-        x: _Real | _Ids,
+        x: _Real | _Ids | list[_Real],
         offsets: _Ids,
         h0: _Real | None,
         c0: _Real | None,
@@ -44,11 +48,12 @@ class Stack:
         c_n: _Real | None,
         keep: bool,
         masks: _Real | None = None,
+        order: _Ids | None = None,
     ) -> Tape | None: ...
     def backward(
         self,
         tape: Tape,
-        dy: _Real | None,
+        dy: _Real | list[_Real] | None,
         dh_n: _Real | None,
         dc_n: _Real | None,
         schedule: tuple[int, int, int],
@@ -57,11 +62,11 @@ class Stack:
         dc0: _Real | None,
         grads: list[Any] | None,
         accumulate: bool = False,
+        order: _Ids | None = None,
     ) -> None: ...
 
 def first_outside(ids: _Ids, words: int) -> int: ...
 def empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]: ...
-def pack_sequences(sequences: _Real | list[_Real], order: _Ids, offsets: _Ids, rows: _Real) -> int: ...
 def unpack_sequences(rows: _Real, order: _Ids, offsets: _Ids, sequences: _Real | list[_Real]) -> None: ...
 def all_finite(a: _Real) -> bool: ...
 def softmax_loss(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -172,8 +172,8 @@ class Batch:
         sizes = (self.steps, width) if self.form == "single" else (self.geometry.batch_size, self.steps, width)
         return f"shape {sizes}"
 
-    def pack(self, value: Any, width: int, dtype: np.dtype[Any], name: str) -> np.ndarray:
-        """Check an array (or list) of this form and arrange it as packed rows.
+    def read(self, value: Any, width: int, dtype: np.dtype[Any], name: str) -> np.ndarray | list[np.ndarray]:
+        """Check an array (or list) of this form, and say where the kernels find it: nothing is copied without need.
 
         Parameters
         ----------
@@ -188,28 +188,48 @@ class Batch:
 
         Returns
         -------
-        numpy.ndarray
-            (R, width), C-contiguous and aligned; it may share memory with `value`.
+        numpy.ndarray or list of numpy.ndarray
+            Packed rows (R, width), C-contiguous, aligned and all finite, where they lie so; else sequences that nobody
+            has looked into yet, (B, T, width) or B arrays (T_i, width), whose steps are equally far apart. Whoever
+            finds a row of them that is not finite calls `refuse`. Memory may be shared with `value`.
 
         Raises
         ------
         TypeError, ValueError
-            Where `value` is not what this form wants, or holds values that are not finite (beyond a sequence's length
-            anything may stand).
+            Where `value` is not what this form wants, or rows hold values that are not finite.
         """
+        checked = self._check_shape(value, width, dtype, name)
+        if not self.geometry.rows:
+            return np.empty((0, width), dtype)
+        if isinstance(checked, list):
+            return _side_by_side(checked)
+        rows = self._in_place(checked)
+        if rows is None:
+            return _side_by_side(checked[None] if self.form == "single" else checked)
+        if not is_finite(rows):
+            row, column = np.argwhere(~np.isfinite(rows))[0].tolist()
+            self._refuse_value(rows[row, column], row, column, name)
+        return rows
+
+    def refuse(self, sequences: Any, row: int, name: str) -> NoReturn:
+        """Raise ValueError for a packed row that is not finite, naming the place where the caller finds the value."""
+        values = sequences[int(self.geometry.sequence[row])][int(self.geometry.step[row])]
+        column = int(np.argmin(np.isfinite(values)))
+        self._refuse_value(values[column], row, column, name)
+
+    def _refuse_value(self, value: Any, row: int, column: int, name: str) -> NoReturn:
+        raise ValueError(f"{name} must be finite, got {value} at {name}{self.place(row, column)}")
+
+    def _check_shape(
+        self, value: Any, width: int, dtype: np.dtype[Any], name: str
+    ) -> np.ndarray | list[np.ndarray]:
         if self.form == "list":
-            return self._arrange(self._read_list(value, width, dtype, name), width, dtype, name)
+            return self._read_list(value, width, dtype, name)
         array = as_real(value, dtype, name)
-        geometry = self.geometry
-        wanted = (self.steps, width) if self.form == "single" else (geometry.batch_size, self.steps, width)
+        wanted = (self.steps, width) if self.form == "single" else (self.geometry.batch_size, self.steps, width)
         if array.shape != wanted:
             raise ValueError(f"{name} must have {self.shape(width)}, got {array.shape}")
-        rows = self._in_place(array)
-        if rows is None:
-            return self._arrange(array[None] if self.form == "single" else array, width, dtype, name)
-        if not is_finite(rows):
-            self._refuse(rows, int(np.argwhere(~np.isfinite(rows))[0, 0]), name)
-        return rows
+        return array
 
     def _in_place(self, array: np.ndarray) -> np.ndarray | None:
         """The packed rows as they lie in the caller's memory: one sequence, or several in time-major memory."""
@@ -226,23 +246,6 @@ class Batch:
         if not (flags.c_contiguous and flags.aligned):
             return None
         return array if array.ndim == 2 else array.reshape(geometry.rows, array.shape[2])
-
-    def _arrange(
-        self, sequences: np.ndarray | list[np.ndarray], width: int, dtype: np.dtype[Any], name: str
-    ) -> np.ndarray:
-        """Packed rows, in memory of their own, of (B, T, width) or B arrays (T_i, width)."""
-        geometry = self.geometry
-        rows = _kernels.empty((geometry.rows, width), dtype)
-        if rows.size:
-            bad = _kernels.pack_sequences(_side_by_side(sequences), geometry.order, geometry.offsets, rows)
-            if bad >= 0:
-                self._refuse(rows, bad, name)
-        return rows
-
-    def _refuse(self, rows: np.ndarray, row: int, name: str) -> None:
-        """Raise ValueError for a row that is not finite, naming the place where the caller finds the value."""
-        column = int(np.argmin(np.isfinite(rows[row])))
-        raise ValueError(f"{name} must be finite, got {rows[row, column]} at {name}{self.place(row, column)}")
 
     def _read_list(self, value: Any, width: int, dtype: np.dtype[Any], name: str) -> list[np.ndarray]:
         if not isinstance(value, (list, tuple)):

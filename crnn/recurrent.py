@@ -43,6 +43,10 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
 
 
+def _are_sequences(rows: np.ndarray | list[np.ndarray] | None) -> bool:
+    return isinstance(rows, list) or (rows is not None and rows.ndim == 3)
+
+
 def _pass_through(given: _States, results: _States) -> None:
     """Without a single step a state, or a gradient of it, arrives as it came."""
     for source, target in zip(given, results):
@@ -264,10 +268,13 @@ class Recurrent:
 
     def _run(self, x: Any, state: Any, lengths: Any, keep: bool) -> tuple[Batch, Any, Any, Any]:
         batch = read_form(x, lengths)
-        rows = batch.pack(x, self.input_size, self.dtype, "x")
+        rows = batch.read(x, self.input_size, self.dtype, "x")
         geometry = batch.geometry
         h0, c0 = self._read_state(state, geometry, "state")
-        y, h_n, c_n, tape = self._forward_packed(rows, geometry, h0, c0, keep, self._rng)
+        try:
+            y, h_n, c_n, tape = self._forward_packed(rows, geometry, h0, c0, keep, self._rng)
+        except _kernels.NotFinite as found:
+            batch.refuse(rows, found.row, "x")
         return batch, tape, batch.unpack(y), self._write_state(h_n, c_n, geometry)
 
     def step(self, x_t: Any, state: Any = None) -> tuple[np.ndarray, Any]:
@@ -316,7 +323,7 @@ class Recurrent:
 
     def _forward_packed(
         self,
-        rows: np.ndarray,
+        rows: np.ndarray | list[np.ndarray],
         geometry: Packed,
         h0: np.ndarray | None,
         c0: np.ndarray | None,
@@ -327,8 +334,9 @@ class Recurrent:
 
         Parameters
         ----------
-        rows : numpy.ndarray
-            (R, input) of the layer's dtype, or (R,) int64 ids for a one-hot layer; C-contiguous.
+        rows : numpy.ndarray or list of numpy.ndarray
+            (R, input) of the layer's dtype, or (R,) int64 ids for a one-hot layer, C-contiguous; or sequences as
+            `crnn.packed.Batch.read` gives them.
         geometry : Packed
         h0, c0 : numpy.ndarray or None
             (layers*directions, B, H) in sorted order, C-contiguous; None is zero. `c0` only for an LSTM.
@@ -350,14 +358,15 @@ class Recurrent:
         masks = None
         if keep and rng is not None and self.dropout and self.num_layers > 1:
             masks = self._masks(geometry.rows, rng)
-        tape = self._stack.forward(rows, geometry.offsets, h0, c0, y, h_n, c_n, keep, masks)
+        order = geometry.order if _are_sequences(rows) else None
+        tape = self._stack.forward(rows, geometry.offsets, h0, c0, y, h_n, c_n, keep, masks, order)
         return y, h_n, c_n, tape
 
     def _backward_packed(
         self,
         tape: Any,
         geometry: Packed,
-        dy: np.ndarray | None,
+        dy: np.ndarray | list[np.ndarray] | None,
         dh_n: np.ndarray | None,
         dc_n: np.ndarray | None,
         schedule: tuple[int, int, int],
@@ -374,7 +383,8 @@ class Recurrent:
         tape, geometry
             Of the forward run.
         dy, dh_n, dc_n : numpy.ndarray or None
-            Gradients of its results, in sorted order, C-contiguous; None is zero.
+            Gradients of its results, in sorted order, C-contiguous; None is zero. `dy` may be sequences, as `rows`
+            of `_forward_packed`.
         schedule : tuple of int
             ``truncation.schedule``, see `crnn.bptt`.
         grads : list of numpy.ndarray or None
@@ -392,7 +402,8 @@ class Recurrent:
         dx = _kernels.empty((geometry.rows, width), self.dtype) if want_input else None
         dh0, dc0 = self._empty_state(geometry.batch_size) if want_state else (None, None)
         if geometry.rows:
-            self._stack.backward(tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, grads, accumulate)
+            order = geometry.order if _are_sequences(dy) else None
+            self._stack.backward(tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, grads, accumulate, order)
             return dx, dh0, dc0
         _pass_through((dh_n, dc_n), (dh0, dc0))
         for gradient in grads:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crnn import bptt
+from crnn import _kernels, bptt
 from crnn.packed import Batch
 from crnn.parameters import Parameters
 
@@ -90,14 +90,17 @@ class Run:
         schedule = layer._schedule(truncation)
         dy = None
         if d_output is not None:
-            dy = batch.pack(d_output, layer.output_size, layer.dtype, "d_output")
+            dy = batch.read(d_output, layer.output_size, layer.dtype, "d_output")
         elif d_state is None:
             raise ValueError("d_output and d_state are both None: there is nothing to propagate back")
         dh_n, dc_n = layer._read_state(d_state, geometry, "d_state")
         params = layer.params.blank()
-        dx, dh0, dc0 = layer._backward_packed(
-            self._tape, geometry, dy, dh_n, dc_n, schedule, layer._kernel_list(params)
-        )
+        try:
+            dx, dh0, dc0 = layer._backward_packed(
+                self._tape, geometry, dy, dh_n, dc_n, schedule, layer._kernel_list(params)
+            )
+        except _kernels.NotFinite as found:
+            batch.refuse(dy, found.row, "d_output")
         assert dx is not None
         assert dh0 is not None
         return Backward(batch.unpack(dx), layer._write_state(dh0, dc0, geometry), params)

@@ -301,18 +301,18 @@ def test_the_first_id_outside_is_found():
 
 def test_sequences_that_the_kernels_would_crash_on_are_refused():
     order, offsets = np.array([1, 0]), np.array([0, 2, 3])
-    rows = np.zeros((3, 4), np.float32)
-    good = [np.ones((1, 4), np.float32), np.ones((2, 4), np.float32)]
-    assert _kernels.pack_sequences(good, order, offsets, rows) == -1
-    assert (rows == 1).all()
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    good = [np.zeros((1, 4), np.float32), np.zeros((2, 4), np.float32)]
+    _kernels.unpack_sequences(rows, order, offsets, good)
+    np.testing.assert_array_equal(good[1], rows[[0, 2]])
+    np.testing.assert_array_equal(good[0], rows[[1]])
     read_only = [part.copy() for part in good]
     read_only[1].flags.writeable = False
-    with pytest.raises(ValueError, match="sequences"):
-        _kernels.unpack_sequences(rows, order, offsets, read_only)
-    unequal = [np.ones((2, 4), np.float32), np.broadcast_to(np.ones(4, np.float32), (2, 4))]
-    with pytest.raises(ValueError, match=r"steps (16|0) bytes apart"):
-        _kernels.pack_sequences(unequal, order, np.array([0, 2, 4]), np.zeros((4, 4), np.float32))
+    unequal = [np.ones((2, 4), np.float32), np.ones((2, 8), np.float32)[:, :4]]
+    with pytest.raises(ValueError, match="steps 32 bytes apart"):
+        _kernels.unpack_sequences(np.zeros((4, 4), np.float32), order, np.array([0, 2, 4]), unequal)
     for wrong in (
+        read_only,
         good[::-1],  # too few steps
         [good[0], good[1].astype(np.float64)],
         [good[0], good[1][:, :3]],
@@ -322,8 +322,8 @@ def test_sequences_that_the_kernels_would_crash_on_are_refused():
         np.ones((2, 1, 4), np.float32),
     ):
         with pytest.raises(ValueError, match="sequences"):
-            _kernels.pack_sequences(wrong, order, offsets, rows)
+            _kernels.unpack_sequences(rows, order, offsets, wrong)
     with pytest.raises(ValueError, match="order"):
-        _kernels.pack_sequences(good, np.array([1, 2]), offsets, rows)
+        _kernels.unpack_sequences(rows, np.array([1, 2]), offsets, good)
     with pytest.raises(ValueError, match="rows"):
-        _kernels.pack_sequences(good, order, offsets, rows[:2])
+        _kernels.unpack_sequences(rows[:2], order, offsets, good)

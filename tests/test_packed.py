@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crnn.packed import Packed, as_real, dense, read_form
+from crnn.packed import Batch, Packed, as_real, dense, read_form
 
 FLOAT = np.dtype(np.float64)
 lengths_lists = st.lists(st.integers(0, 9), max_size=9)
@@ -88,6 +88,22 @@ def test_shared_geometries_are_read_only_and_reused():
 # --------------------------------------------------------------------------------------------------- forms of arrays
 
 
+def rows_of(form: Batch, value, name: str = "x") -> np.ndarray:
+    """What `form.read` finds, as packed rows: by the definition, where it is sequences."""
+    found, geometry = form.read(value, 3, FLOAT, name), form.geometry
+    if isinstance(found, np.ndarray) and found.ndim == 2:
+        assert found.shape == (geometry.rows, 3)
+        assert found.dtype == FLOAT
+        assert found.flags.c_contiguous
+        assert found.flags.aligned
+        return found
+    if isinstance(found, list):
+        assert len({part.strides[0] for part in found if len(part) > 1}) <= 1
+    assert all(part.strides[-1] == part.itemsize for part in found if part.size)
+    assert all(part.dtype == FLOAT for part in found)
+    return np.stack([found[s][t] for s, t in zip(geometry.sequence, geometry.step)])
+
+
 def arrays_of(lengths: list[int], width: int = 3) -> list[np.ndarray]:
     rng = np.random.default_rng(7)
     return [rng.random((length, width)) for length in lengths]
@@ -102,8 +118,8 @@ def test_padded_and_list_forms_give_the_same_rows(lengths, beyond):
     for row, x in zip(padded, xs):
         row[: len(x)] = x
     as_list, as_padded = read_form(xs), read_form(padded, lengths)
-    rows = as_list.pack(xs, 3, FLOAT, "x")
-    np.testing.assert_array_equal(as_padded.pack(padded, 3, FLOAT, "x"), rows)
+    rows = rows_of(as_list, xs)
+    np.testing.assert_array_equal(rows_of(as_padded, padded), rows)
     assert rows.flags.c_contiguous
     assert rows.dtype == FLOAT
     for back, x in zip(as_list.unpack(rows), xs):
@@ -117,7 +133,7 @@ def test_padded_and_list_forms_give_the_same_rows(lengths, beyond):
 def test_dense_form(batch, steps):
     x = np.random.default_rng(3).random((batch, steps, 3))
     form = read_form(x)
-    rows = form.pack(x, 3, FLOAT, "x")
+    rows = rows_of(form, x)
     np.testing.assert_array_equal(rows, x.transpose(1, 0, 2).reshape(-1, 3))
     np.testing.assert_array_equal(form.unpack(rows), x)
     assert np.shares_memory(form.unpack(rows), rows) or not rows.size
@@ -126,9 +142,9 @@ def test_dense_form(batch, steps):
 def test_time_major_memory_is_not_copied():
     time_major = np.random.default_rng(3).random((4, 5, 3))
     x = time_major.transpose(1, 0, 2)
-    assert np.shares_memory(read_form(x).pack(x, 3, FLOAT, "x"), time_major)
+    assert np.shares_memory(rows_of(read_form(x), x), time_major)
     single = time_major[:, 0].copy()
-    assert read_form(single).pack(single, 3, FLOAT, "x") is single
+    assert rows_of(read_form(single), single) is single
 
 
 @pytest.mark.parametrize("lengths", [None, [3], [0], [4]])
@@ -138,7 +154,7 @@ def test_one_sequence_with_and_without_a_length(lengths, three_dimensional):
     length = 4 if lengths is None else lengths[0]
     given_x = x[None] if three_dimensional else x
     form = read_form(given_x, lengths)
-    rows = form.pack(given_x, 3, FLOAT, "x")
+    rows = rows_of(form, given_x)
     np.testing.assert_array_equal(rows, x[:length])
     wanted = np.where(np.arange(4)[:, None] < length, x, 0)
     np.testing.assert_array_equal(form.unpack(rows), wanted[None] if three_dimensional else wanted)
@@ -169,16 +185,16 @@ def test_any_memory_layout_will_do(kind, shape):
     x = np.random.default_rng(5).random(shape)
     form = read_form(x)
     given_x = variants(x)[kind]
-    rows = form.pack(given_x, 3, FLOAT, "x")
-    np.testing.assert_array_equal(rows, form.pack(x, 3, FLOAT, "x"))
+    rows = rows_of(form, given_x)
+    np.testing.assert_array_equal(rows, rows_of(form, x))
     assert rows.flags.c_contiguous
     assert rows.flags.aligned
     assert rows.dtype == FLOAT
     if len(shape) == 3:
         lengths = [3, 5, 0, 4][: shape[0]]
         ragged = read_form(x, lengths)
-        ragged_rows = ragged.pack(given_x, 3, FLOAT, "x")
-        np.testing.assert_array_equal(ragged_rows, ragged.pack(x, 3, FLOAT, "x"))
+        ragged_rows = rows_of(ragged, given_x)
+        np.testing.assert_array_equal(ragged_rows, rows_of(ragged, x))
         assert ragged_rows.flags.c_contiguous
 
 
@@ -242,21 +258,21 @@ def test_what_is_no_batch_is_refused(x, lengths, error, message):
 )
 def test_what_does_not_fit_a_padded_form_is_refused(value, error, message):
     with pytest.raises(error, match=message):
-        read_form(np.zeros((2, 4, 3))).pack(value, 3, FLOAT, "d")
+        read_form(np.zeros((2, 4, 3))).read(value, 3, FLOAT, "d")
 
 
 def test_what_does_not_fit_the_other_forms_is_refused():
     batch = read_form(arrays_of([2, 4]))
     with pytest.raises(TypeError, match=r"d must be a list of 2 arrays \(length_i, 3\), not ndarray"):
-        batch.pack(np.zeros((2, 4, 3)), 3, FLOAT, "d")
+        batch.read(np.zeros((2, 4, 3)), 3, FLOAT, "d")
     with pytest.raises(ValueError, match="got 1 arrays"):
-        batch.pack([np.zeros((2, 3))], 3, FLOAT, "d")
+        batch.read([np.zeros((2, 3))], 3, FLOAT, "d")
     with pytest.raises(ValueError, match=r"d\[1\] must have shape \(4, 3\), got \(3, 3\)"):
-        batch.pack([np.zeros((2, 3)), np.zeros((3, 3))], 3, FLOAT, "d")
+        batch.read([np.zeros((2, 3)), np.zeros((3, 3))], 3, FLOAT, "d")
     with pytest.raises(TypeError, match=r"d\[0\] must hold real numbers"):
-        batch.pack([np.zeros((2, 3), complex), np.zeros((4, 3))], 3, FLOAT, "d")
+        batch.read([np.zeros((2, 3), complex), np.zeros((4, 3))], 3, FLOAT, "d")
     with pytest.raises(ValueError, match=r"d must have shape \(4, 3\), got \(5, 3\)"):
-        read_form(np.zeros((4, 3))).pack(np.zeros((5, 3)), 3, FLOAT, "d")
+        read_form(np.zeros((4, 3))).read(np.zeros((5, 3)), 3, FLOAT, "d")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble, np.int8, np.uint64, np.bool, ">f8"])

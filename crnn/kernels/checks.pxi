@@ -64,3 +64,65 @@ cdef int typenum_of(object a, str name) except -1:
 
 cdef inline crnn_dtype dtype_of(int typenum) noexcept nogil:
     return CRNN_F32 if typenum == cnp.NPY_FLOAT32 else CRNN_F64
+
+
+cdef void **starts_of(crnn_view *view, sequences, order, const crnn_batch *batch, int typenum, Py_ssize_t width,
+                      bint writable) except NULL:
+    """Where the sequences start, longest first: to be freed afterwards.
+
+    `sequences` is an array (B, T, width), or a list of B arrays (T_i, width) that are equally far apart from step to
+    step; within a step, values stand side by side. `order`: sorted position -> place among them.
+    """
+    cdef Py_ssize_t B = <Py_ssize_t>batch.batch
+    cdef const int64_t *places = integers(order, B, "order")
+    if cnp.PyArray_Check(sequences) and (sequences.ndim != 3 or sequences.shape[0] != B):
+        raise complain("sequences", sequences, f"({B}, steps, {width})")
+    cdef void **starts = <void **>calloc(<size_t>B + 1, sizeof(void *))
+    if starts == NULL:
+        raise MemoryError
+    try:
+        find_starts(view, starts, sequences, places, batch, typenum, width, writable)
+    except BaseException:
+        free(starts)
+        raise
+    view.sequences = starts
+    return starts
+
+
+cdef int find_starts(crnn_view *view, void **starts, sequences, const int64_t *places, const crnn_batch *batch,
+                     int typenum, Py_ssize_t width, bint writable) except -1:
+    cdef cnp.ndarray array
+    cdef Py_ssize_t B = <Py_ssize_t>batch.batch, length = <Py_ssize_t>batch.steps, i
+    cdef Py_ssize_t item = 4 if typenum == cnp.NPY_FLOAT32 else 8
+    cdef bint together = cnp.PyArray_Check(sequences), known = False
+    cdef int n
+    view.step = 0
+    for i in range(B):
+        while length > 0 and batch.offsets[length] - batch.offsets[length - 1] <= i:
+            length -= 1
+        if places[i] < 0 or places[i] >= B:
+            raise ValueError(f"order: {places[i]} is outside 0..{B - 1}")
+        array = <cnp.ndarray?>(sequences if together else sequences[places[i]])
+        n = cnp.PyArray_NDIM(array)
+        if (cnp.PyArray_TYPE(array) != typenum or not cnp.PyArray_ISNOTSWAPPED(array) or n != 2 + together
+                or cnp.PyArray_DIM(array, n - 1) != width or cnp.PyArray_DIM(array, n - 2) < length
+                or (width > 1 and length > 0 and cnp.PyArray_STRIDE(array, n - 1) != item)
+                or (writable and not cnp.PyArray_ISWRITEABLE(array))):
+            raise complain("sequences", array, f"at least {length} steps of {width} contiguous values")
+        if length > 1:
+            if known and view.step != cnp.PyArray_STRIDE(array, n - 2):
+                raise complain("sequences", array, f"steps {view.step} bytes apart")
+            view.step = cnp.PyArray_STRIDE(array, n - 2)
+            known = True
+        starts[i] = cnp.PyArray_BYTES(array)
+        if together:
+            starts[i] = <char *>starts[i] + places[i] * cnp.PyArray_STRIDE(array, 0)
+    return 0
+
+
+class NotFinite(ValueError):
+    """Sequences hold an infinity or NaN; `row` is the first packed row that does."""
+
+    def __init__(self, int64_t row):
+        super().__init__(f"not finite in row {row}")
+        self.row = row

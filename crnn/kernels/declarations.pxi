@@ -32,8 +32,13 @@ cdef extern from "crnn.h" nogil:
     ctypedef struct crnn_batch:
         size_t batch, steps
         const int64_t *offsets
+    ctypedef struct crnn_view:
+        void **sequences
+        Py_ssize_t step
     ctypedef struct crnn_forward_args:
         const void *x
+        crnn_view x_view
+        int64_t *bad
         const int64_t *ids
         const void *h0
         const void *c0
@@ -43,6 +48,8 @@ cdef extern from "crnn.h" nogil:
         void *c_n
     ctypedef struct crnn_backward_args:
         const void *dy
+        crnn_view dy_view
+        int64_t *bad
         const void *dh_n
         const void *dc_n
         crnn_truncation truncation
@@ -94,10 +101,8 @@ cdef extern from "crnn.h" nogil:
         crnn_dtype dtype
         crnn_batch batch
         size_t width
-        void **sequences
-        Py_ssize_t step
-        void *rows
-    int64_t crnn_pack_rows(const crnn_rows_args *)
+        crnn_view to
+        const void *rows
     void crnn_unpack_rows(const crnn_rows_args *)
     void *crnn_allocate(size_t)
     void crnn_release(void *)

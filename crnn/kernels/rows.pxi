@@ -46,77 +46,16 @@ def empty(shape, dtype):
     return array
 
 
-cdef void **describe_rows(crnn_rows_args *args, sequences, order, offsets, rows, bint writable) except NULL:
-    """Fill args; what it returns must be freed afterwards. `sequences` is (B, T, width), or a list of B arrays
-    (T_i, width) that are equally far apart from step to step; within a step, values stand side by side."""
-    cdef int typenum = typenum_of(rows, "rows")
-    cdef Py_ssize_t B = order.shape[0], T = offsets.shape[0] - 1, width = rows.shape[1]
-    cdef Py_ssize_t item = cnp.PyArray_ITEMSIZE(<cnp.ndarray>rows)
-    cdef const int64_t *places = integers(order, B, "order")
-    cdef bint together = cnp.PyArray_Check(sequences)
-    args.batch.offsets = integers(offsets, T + 1, "offsets")
-    args.batch.batch, args.batch.steps = <size_t>B, <size_t>T
-    args.dtype, args.width, args.step = dtype_of(typenum), <size_t>width, 0
-    args.rows = real(rows, typenum, <Py_ssize_t>args.batch.offsets[T] * width, "rows", not writable)
-    if together and (sequences.ndim != 3 or sequences.shape[0] != B):
-        raise complain("sequences", sequences, f"({B}, steps, {width})")
-    cdef void **starts = <void **>calloc(<size_t>B + 1, sizeof(void *))
-    if starts == NULL:
-        raise MemoryError
-    try:
-        find_starts(args, starts, sequences, together, places, typenum, width, item, writable)
-    except BaseException:
-        free(starts)
-        raise
-    args.sequences = starts
-    return starts
-
-
-cdef int find_starts(crnn_rows_args *args, void **starts, sequences, bint together, const int64_t *places, int typenum,
-                     Py_ssize_t width, Py_ssize_t item, bint writable) except -1:
-    cdef cnp.ndarray array
-    cdef Py_ssize_t B = <Py_ssize_t>args.batch.batch, t = <Py_ssize_t>args.batch.steps, i, length
-    cdef int n
-    cdef bint known = False
-    for i in range(B):
-        while t > 0 and args.batch.offsets[t] - args.batch.offsets[t - 1] <= i:
-            t -= 1
-        length = t
-        if places[i] < 0 or places[i] >= B:
-            raise ValueError(f"order: {places[i]} is outside 0..{B - 1}")
-        array = <cnp.ndarray?>(sequences if together else sequences[places[i]])
-        n = cnp.PyArray_NDIM(array)
-        if (cnp.PyArray_TYPE(array) != typenum or not cnp.PyArray_ISNOTSWAPPED(array) or n != 2 + together
-                or cnp.PyArray_DIM(array, n - 1) != width or cnp.PyArray_DIM(array, n - 2) < length
-                or (width > 1 and length > 0 and cnp.PyArray_STRIDE(array, n - 1) != item)
-                or (writable and not cnp.PyArray_ISWRITEABLE(array))):
-            raise complain("sequences", array, f"at least {length} steps of {width} contiguous values")
-        if length > 1:
-            if known and args.step != cnp.PyArray_STRIDE(array, n - 2):
-                raise complain("sequences", array, f"steps {args.step} bytes apart")
-            args.step = cnp.PyArray_STRIDE(array, n - 2)
-            known = True
-        starts[i] = cnp.PyArray_BYTES(array)
-        if together:
-            starts[i] = <char *>starts[i] + places[i] * cnp.PyArray_STRIDE(array, 0)
-    return 0
-
-
-def pack_sequences(sequences, order, offsets, rows):
-    """rows <- sequences; the first row with a value that is not finite, or -1."""
-    cdef crnn_rows_args args
-    cdef int64_t bad
-    cdef void **starts = describe_rows(&args, sequences, order, offsets, rows, False)
-    with nogil:
-        bad = crnn_pack_rows(&args)
-    free(starts)
-    return bad
-
-
 def unpack_sequences(rows, order, offsets, sequences):
     """sequences <- rows; what lies beyond a sequence's length stays as it is."""
     cdef crnn_rows_args args
-    cdef void **starts = describe_rows(&args, sequences, order, offsets, rows, True)
+    cdef int typenum = typenum_of(rows, "rows")
+    cdef Py_ssize_t T = offsets.shape[0] - 1, width = rows.shape[1]
+    args.batch.offsets = integers(offsets, T + 1, "offsets")
+    args.batch.batch, args.batch.steps = <size_t>order.shape[0], <size_t>T
+    args.dtype, args.width = dtype_of(typenum), <size_t>width
+    args.rows = real(rows, typenum, <Py_ssize_t>args.batch.offsets[T] * width, "rows", False)
+    cdef void **starts = starts_of(&args.to, sequences, order, &args.batch, typenum, width, True)
     with nogil:
         crnn_unpack_rows(&args)
     free(starts)

@@ -78,8 +78,10 @@ cdef class Stack:
             raise
         return out
 
-    def forward(self, x, offsets, h0, c0, y, h_n, c_n, bint keep, masks=None):
+    def forward(self, x, offsets, h0, c0, y, h_n, c_n, bint keep, masks=None, order=None):
         cdef crnn_forward_args args
+        cdef void **starts = NULL
+        cdef int64_t bad = -1
         cdef crnn_batch batch
         cdef crnn_tape *tape = NULL
         cdef crnn_status status
@@ -94,10 +96,10 @@ cdef class Stack:
             raise ValueError(f"offsets: first block has {batch.offsets[1]} rows for a batch of {B}")
         batch.batch, batch.steps = <size_t>B, <size_t>steps
         states = L * D * B * H
-        args.x, args.ids = NULL, NULL
+        args.x, args.ids, args.x_view.sequences, args.bad = NULL, NULL, NULL, &bad
         if self.stack.onehot:
             args.ids = integers(x, rows, "x")
-        else:
+        elif order is None:
             args.x = real(x, self.typenum, rows * <Py_ssize_t>self.stack.input, "x", False)
         args.h0 = real(h0, self.typenum, states, "h0", False)
         args.c0 = real(c0, self.typenum, states, "c0", False)
@@ -105,17 +107,25 @@ cdef class Stack:
         args.y = real(y, self.typenum, rows * D * H, "y", True)
         args.h_n = real(h_n, self.typenum, states, "h_n", True)
         args.c_n = real(c_n, self.typenum, states, "c_n", True)
+        if order is not None:
+            starts = starts_of(&args.x_view, x, order, &batch, self.typenum, <Py_ssize_t>self.stack.input, False)
         with nogil:
             status = crnn_forward(&self.stack, &batch, &args, &tape if keep else NULL)
+        free(starts)
         check(status)
+        if bad >= 0:
+            crnn_tape_free(tape)
+            raise NotFinite(bad)
         if not keep:
             return None
         cdef Tape result = Tape.__new__(Tape)
         result.tape, result.owner, result.offsets, result.batch = tape, self, offsets, B
         return result
 
-    def backward(self, Tape tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, list grads, bint accumulate=False):
+    def backward(self, Tape tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, list grads, bint accumulate=False, order=None):
         cdef crnn_backward_args args
+        cdef void **starts = NULL
+        cdef int64_t bad = -1
         cdef crnn_batch batch
         cdef crnn_status status
         cdef crnn_weights *pointers = NULL
@@ -132,7 +142,9 @@ cdef class Stack:
         args.k1, args.k2 = schedule[1], schedule[2]
         if kind != 0 and (kind not in (1, 2) or D != 1 or args.k1 < 1 or (kind == 2 and args.k2 < args.k1)):
             raise ValueError(f"schedule: got {schedule} for {D} direction(s)")
-        args.dy = real(dy, self.typenum, rows * D * H, "dy", False)
+        args.dy, args.dy_view.sequences, args.bad = NULL, NULL, &bad
+        if order is None:
+            args.dy = real(dy, self.typenum, rows * D * H, "dy", False)
         args.dh_n = real(dh_n, self.typenum, states, "dh_n", False)
         args.dc_n = real(dc_n, self.typenum, states, "dc_n", False)
         args.dx = real(dx, self.typenum, rows * (self.gate_rows if self.stack.onehot else <Py_ssize_t>self.stack.input),
@@ -145,8 +157,13 @@ cdef class Stack:
             if grads is not None:
                 pointers = self.resolve(grads, True)
                 args.grads = pointers
+            if order is not None:
+                starts = starts_of(&args.dy_view, dy, order, &batch, self.typenum, D * H, False)
             with nogil:
                 status = crnn_backward(&self.stack, &batch, tape.tape, &args)
             check(status)
+            if bad >= 0:
+                raise NotFinite(bad)
         finally:
             free(pointers)
+            free(starts)

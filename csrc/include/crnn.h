@@ -49,8 +49,16 @@ typedef struct {
     const int64_t *offsets; /* (T+1) */
 } crnn_batch;
 
+/* Rows where a caller has them, instead of packed. Whoever reads them looks at every value on the way. */
+typedef struct {
+    void *const *sequences; /* (B) first step of each sequence, longest first, in any alignment; null: rows are packed */
+    ptrdiff_t step;         /* bytes from one step of a sequence to the next */
+} crnn_view;
+
 typedef struct {
     const void *x;       /* (R, input) */
+    crnn_view x_view;    /* instead of x */
+    int64_t *bad;        /* x_view: the first packed row with an infinity or NaN, or -1; if one, results mean nothing */
     const int64_t *ids;  /* (R), one-hot */
     const void *h0, *c0; /* (L*D, B, H) or null = zeros */
     const void *masks;   /* (L-1, R, D*H) multiplied onto the input of layers 1.., or null */
@@ -60,6 +68,8 @@ typedef struct {
 
 typedef struct {
     const void *dy;          /* (R, D*H) or null = zeros */
+    crnn_view dy_view;       /* instead of dy */
+    int64_t *bad;            /* as in crnn_forward_args, of dy_view */
     const void *dh_n, *dc_n; /* (L*D, B, H) or null = zeros */
     crnn_truncation truncation;
     size_t k1, k2;           /* window: k1; chunk: k1, k2 */
@@ -80,19 +90,15 @@ CRNN_API crnn_status crnn_backward(const crnn_stack *stack, const crnn_batch *ba
 CRNN_API void crnn_tape_free(crnn_tape *tape);
 CRNN_API size_t crnn_tape_bytes(const crnn_tape *tape);
 
-/* Sequences as a caller has them, and the same values as packed rows. */
+/* Packed rows to where a caller wants them. */
 typedef struct {
     crnn_dtype dtype;
     crnn_batch batch;
     size_t width;
-    void *const *sequences; /* (B) first step of each sequence, in any alignment; unused for those of length 0 */
-    ptrdiff_t step;         /* bytes from one step of a sequence to the next */
-    void *rows;             /* (R, width) */
+    crnn_view to;
+    const void *rows; /* (R, width) */
 } crnn_rows_args;
 
-/* rows <- sequences; returns the first row that holds an infinity or NaN, or -1. */
-CRNN_API int64_t crnn_pack_rows(const crnn_rows_args *args);
-/* sequences <- rows */
 CRNN_API void crnn_unpack_rows(const crnn_rows_args *args);
 
 typedef struct {

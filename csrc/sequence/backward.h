@@ -27,6 +27,7 @@ typedef struct {
     T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1} */
     size_t ldx;
     int overlap; /* sums apart from d */
+    int64_t *bad; /* per rank: the first row of dy_view that is not finite, or -1 */
 } backward_call;
 
 /* out (rows, units [u0, u1)) = init + d W, d's gates side by side in rows of gates; in tiles of unit vectors.
@@ -143,22 +144,28 @@ static void input_gradient(const backward_call *call, size_t q, size_t lo, size_
 }
 
 /* Upstream gradient of packed row r (natural order) of layer l, direction e, as it enters that direction's dh row. */
-static void fill_upstream(const backward_call *call, size_t l, size_t e, size_t lo, size_t hi, size_t loss_lo, int add)
+static void fill_upstream(const backward_call *call, size_t l, size_t e, size_t lo, size_t hi, size_t loss_lo, int add,
+                          int rank)
 {
     const run_state *s = call->s;
-    size_t H = s->H;
+    size_t H = s->H, t = 0;
     const layer_run *run = s->layers + l * s->D + e;
     layer_back *back = call->layers + l * s->D + e;
     int top = l + 1 == s->L;
     size_t loss_row = (size_t)s->offsets[loss_lo];
+    const crnn_view *view = top && call->args->dy_view.sequences ? &call->args->dy_view : NULL;
+    if (view && lo < hi) t = step_of(s, lo);
     for (size_t r = lo; r < hi; r++) {
         T *dh = back->dh + (s->B + r) * s->ldh;
         size_t row = flipped(s, run->reversed, r);
+        if (view && r == (size_t)s->offsets[t + 1]) t++;
         if (!add) memset(dh, 0, s->ldh * sizeof(T));
-        if (top) {
-            if (!call->args->dy || r < loss_row) continue;
-            const T *dy = (const T *)call->args->dy + (row * s->D + e) * H;
-            for (size_t k = 0; k < H; k++) dh[k] += dy[k];
+        if (top) { /* nothing to add to: the top layer is filled once */
+            if ((!call->args->dy && !view) || r < loss_row) continue;
+            const char *dy = (const char *)call->args->dy + row * s->D * H * sizeof(T);
+            if (view) dy = view_row(s, view, run->reversed, t, r - (size_t)s->offsets[t]);
+            memcpy(dh, dy + e * H * sizeof(T), H * sizeof(T));
+            if (view && !kernel_all_finite(dh, H)) note_bad(call->bad + rank, row);
         } else {
             const T *dx = call->dx + row * call->ldx + e * H;
             const T *mask = s->masks ? s->masks + (l * s->R + row) * s->D * H + e * H : NULL;
@@ -202,7 +209,7 @@ static void range_backward(const backward_call *call, size_t lo, size_t hi, size
     crnn_share(last - first, 1, rank, size, &r0, &r1);
     r0 += first, r1 += first;
     for (size_t l = s->L; l-- > 0;) {
-        for (size_t e = 0; e < s->D; e++) fill_upstream(call, l, e, r0, r1, loss_lo, 0);
+        for (size_t e = 0; e < s->D; e++) fill_upstream(call, l, e, r0, r1, loss_lo, 0, rank);
         crnn_barrier(team);
         for (size_t e = 0; e < s->D; e++) {
             size_t q = l * s->D + e;

@@ -3,19 +3,27 @@
 typedef struct {
     run_state *s;
     const crnn_forward_args *args;
+    int64_t bad[CRNN_MAX_THREADS]; /* per rank: the first row of x_view that is not finite, or -1 */
 } forward_call;
 
 /* Row of direction e that holds the same time step as packed row r. */
 INLINE size_t flipped(const run_state *s, int reversed, size_t r) { return reversed ? (size_t)s->flip[r] : r; }
 
 /* The input of a layer, in the row order of its direction. */
-static void gather_input(const run_state *s, const forward_call *call, size_t l, layer_run *run, size_t lo, size_t hi)
+static void gather_input(const run_state *s, const forward_call *call, size_t l, layer_run *run, size_t lo, size_t hi,
+                         int64_t *bad)
 {
-    size_t width = run->input, H = s->H;
+    size_t width = run->input, H = s->H, t = 0;
+    const crnn_view *view = l == 0 && call->args->x_view.sequences ? &call->args->x_view : NULL;
+    if (view) t = step_of(s, lo);
     for (size_t r = lo; r < hi; r++) {
         size_t row = flipped(s, run->reversed, r);
         T *x = run->x + r * run->ldx;
-        if (l == 0) {
+        if (view) {
+            if (r == (size_t)s->offsets[t + 1]) t++;
+            memcpy(x, view_row(s, view, run->reversed, t, r - (size_t)s->offsets[t]), width * sizeof(T));
+            if (!run->reversed && !kernel_all_finite(x, width)) note_bad(bad, row);
+        } else if (l == 0) {
             memcpy(x, (const T *)call->args->x + row * width, width * sizeof(T));
         } else {
             for (size_t e = 0; e < s->D; e++) {
@@ -154,7 +162,7 @@ static void pack_weights(const run_state *s, const cell_product *product, const 
 
 #include "small.h"
 
-static void forward_layer(const forward_call *call, size_t l, layer_run *run, int rank, crnn_team *team)
+static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank, crnn_team *team)
 {
     run_state *s = call->s;
     int size = crnn_team_size(team);
@@ -163,7 +171,7 @@ static void forward_layer(const forward_call *call, size_t l, layer_run *run, in
     size_t ldx = run->ldx;
     if (run->x) {
         crnn_share(s->R, 1, rank, size, &lo, &hi);
-        gather_input(s, call, l, run, lo, hi);
+        gather_input(s, call, l, run, lo, hi, call->bad + rank);
     } else if (!s->ids || l > 0) { /* inference reads the caller's rows where they are */
         x = call->args->x;
         ldx = run->input;
@@ -253,7 +261,7 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
         const crnn_weights *w = stack->weights + q;
         *run = (layer_run){.wih = w->weight_ih, .whh = w->weight_hh, .bih = w->bias_ih, .bhh = w->bias_hh,
                            .ldwih = w->ld_ih, .input = l ? s->D * s->H : stack->input, .reversed = (int)(q % s->D)};
-        int onehot = l == 0 && stack->onehot, copied = !onehot && (s->keep || l > 0 || run->reversed);
+        int onehot = l == 0 && stack->onehot, copied = !onehot && (s->keep || l > 0 || run->reversed || args->x_view.sequences);
         run->ldx = leading(run->input);
         run->x = copied ? take_rows(a, s->R, run->ldx) : NULL;
         run->gates = take_rows(a, s->keep ? s->R : s->chunk_rows, s->ldg);
@@ -318,8 +326,10 @@ static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *bat
         if (run->c) copy_rows_padded(run->c, s->ldh, c0 ? c0 + q * s->B * s->H : NULL, s->H, s->B);
         set_bias(s, run);
     }
-    forward_call call = {s, args};
+    forward_call call = {.s = s, .args = args};
+    for (int i = 0; i < CRNN_MAX_THREADS; i++) call.bad[i] = -1;
     crnn_parallel(s->threads, s->small, forward_work, &call);
+    if (args->bad) *args->bad = first_bad(call.bad);
     if (tape) *tape = &s->head;
     else crnn_release(block);
     return CRNN_OK;

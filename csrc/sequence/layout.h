@@ -67,6 +67,34 @@ INLINE size_t block_rows(const run_state *s, size_t t)
 /* Row of the state that enters block t: initial states first, then packed rows. */
 INLINE size_t state_row_before(const run_state *s, size_t t) { return t ? s->B + (size_t)s->offsets[t - 1] : 0; }
 
+/* The step that packed row r belongs to. */
+static size_t step_of(const run_state *s, size_t r)
+{
+    size_t t = 0;
+    while (t + 1 < s->steps && (size_t)s->offsets[t + 1] <= r) t++;
+    return t;
+}
+
+/* Where a caller's sequence i has its step t, counted from the other end in a reversed direction. */
+INLINE const char *view_row(const run_state *s, const crnn_view *view, int reversed, size_t t, size_t i)
+{
+    return (const char *)view->sequences[i] + (ptrdiff_t)(reversed ? s->length[i] - 1 - t : t) * view->step;
+}
+
+/* The smaller of the rows that are named, -1 naming none. */
+INLINE void note_bad(int64_t *bad, size_t row)
+{
+    if (*bad < 0 || (int64_t)row < *bad) *bad = (int64_t)row;
+}
+
+static int64_t first_bad(const int64_t *bad)
+{
+    int64_t first = -1;
+    for (int i = 0; i < CRNN_MAX_THREADS; i++)
+        if (bad[i] >= 0) note_bad(&first, (size_t)bad[i]);
+    return first;
+}
+
 /* Rows up to which the weights are used as they lie; packing pays from about this many rows on. */
 #define SMALL_ROWS 8
 

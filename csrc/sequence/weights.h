@@ -180,7 +180,9 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
 {
     const run_state *s = (const run_state *)tape;
     (void)batch;
-    backward_call call = {.s = s, .stack = stack, .args = args};
+    int64_t bad[CRNN_MAX_THREADS];
+    backward_call call = {.s = s, .stack = stack, .args = args, .bad = bad};
+    for (int i = 0; i < CRNN_MAX_THREADS; i++) bad[i] = -1;
     call.overlap = args->truncation == CRNN_WINDOW || (args->truncation == CRNN_CHUNK && args->k2 > args->k1);
     arena measure = {0};
     lay_out_back(&measure, &call);
@@ -196,6 +198,7 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
         if (call.overlap) memset(back->sum, 0, s->R * s->ldg * sizeof(T));
     }
     crnn_parallel(s->threads, s->small, backward_work, &call);
+    if (args->bad) *args->bad = first_bad(bad);
     crnn_release(block);
     return CRNN_OK;
 }

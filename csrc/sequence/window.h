@@ -36,7 +36,7 @@ static void window_pass(const backward_call *call, size_t j, int last_pass, int 
         const layer_run *run = s->layers + l;
         layer_back *back = call->layers + l;
         if (l + 1 < s->L)
-            FOR_PASS_ROWS(s, j, 0, lo, hi, row, before, rows) fill_upstream(call, l, 0, row, row + rows, 0, 1);
+            FOR_PASS_ROWS(s, j, 0, lo, hi, row, before, rows) fill_upstream(call, l, 0, row, row + rows, 0, 1, rank);
         FOR_PASS_ROWS(s, j, 0, lo, hi, row, before, rows)
         {
             const T *dc = back->dc ? back->dc + (s->B + row) * s->ldh : NULL;
@@ -80,7 +80,7 @@ static void window_backward(const backward_call *call, int rank, crnn_team *team
     for (size_t l = 0; l < s->L; l++) {
         layer_back *back = call->layers + l;
         if (l + 1 == s->L) {
-            fill_upstream(call, l, 0, lo, hi, 0, 0);
+            fill_upstream(call, l, 0, lo, hi, 0, 0, rank);
         } else {
             memset(back->dh + (s->B + lo) * s->ldh, 0, (hi - lo) * s->ldh * sizeof(T));
         }

@@ -227,6 +227,67 @@ static void check_same_gradients(crnn_dtype dtype, const backward_call *a, const
         check_same_bits(a->grads[at].weight_hh, b->grads[at].weight_hh, GH * now.hidden * e, "d weight_hh", where);
 }
 
+/* Packed values as sequences of their own, three elements between their steps that nobody may look at. */
+static void **scattered(crnn_dtype dtype, const double *values, size_t width, ptrdiff_t *step)
+{
+    void **starts = allocate(now.batch * sizeof *starts);
+    *step = (ptrdiff_t)((width + 3) * element(dtype));
+    for (size_t i = 0; i < now.batch; i++) {
+        size_t n = net.lengths[i], size = n ? n * (width + 3) - 3 : 0;
+        starts[i] = buffer(dtype, size);
+        for (size_t e = 0; e < size; e++) put(dtype, starts[i], e, NAN);
+        for (size_t t = 0; t < n; t++)
+            for (size_t k = 0; k < width; k++)
+                put(dtype, starts[i], t * (width + 3) + k, values[((size_t)net.offsets[t] + i) * width + k]);
+    }
+    return starts;
+}
+
+/* Input and upstream gradients where a caller has them give the same bits as packed ones; what is not finite is found. */
+static void test_views(const problem *packed, const void *y, const backward_call *first, const char *where)
+{
+    crnn_dtype dtype = packed->stack.dtype;
+    size_t y_width = now.directions * now.hidden, i = random_below(now.batch), row = 0, t = 0;
+    problem p = *packed;
+    int64_t bad = 77;
+    crnn_tape *tape = NULL;
+    while (net.lengths[i] == 0) i = 0;
+    t = random_below(net.lengths[i]), row = (size_t)net.offsets[t] + i;
+    p.forward.bad = &bad;
+    void **xs = NULL, **dys = NULL;
+    if (!now.onehot) {
+        p.forward.x = NULL;
+        p.forward.x_view.sequences = xs = scattered(dtype, net.x, now.input, &p.forward.x_view.step);
+    }
+    new_forward_outputs(&p);
+    crnn_forward(&p.stack, &p.batch, &p.forward, NULL);
+    CHECK(bad == -1, "%s: finite input, but row %lld is named", where, (long long)bad);
+    check_same_bits(p.forward.y, y, rows_of(&net) * y_width * element(dtype), "y of sequences, inference", where);
+    new_forward_outputs(&p);
+    crnn_forward(&p.stack, &p.batch, &p.forward, &tape);
+    check_same_bits(p.forward.y, y, rows_of(&net) * y_width * element(dtype), "y of sequences", where);
+    for (size_t s = 0; s < scheme_count(); s++) {
+        backward_call call = new_backward(dtype, &SCHEMES[s]);
+        call.args.dy = NULL, call.args.bad = &bad;
+        call.args.dy_view.sequences = dys = scattered(dtype, dy, y_width, &call.args.dy_view.step);
+        bad = 77;
+        crnn_backward(&p.stack, &p.batch, tape, &call.args);
+        CHECK(bad == -1, "%s: finite gradients, but row %lld is named", where, (long long)bad);
+        check_same_gradients(dtype, &first[s], &call, where);
+        put(dtype, (char *)dys[i] + (ptrdiff_t)t * call.args.dy_view.step, random_below(y_width), t % 2 ? NAN : -INFINITY);
+        crnn_backward(&p.stack, &p.batch, tape, &call.args);
+        CHECK(bad == (int64_t)row, "%s: gradient row %lld is named instead of %zu", where, (long long)bad, row);
+        free(dys), free(call.grads);
+    }
+    crnn_tape_free(tape);
+    if (xs) {
+        put(dtype, (char *)xs[i] + (ptrdiff_t)t * p.forward.x_view.step, random_below(now.input), t % 2 ? NAN : INFINITY);
+        crnn_forward(&p.stack, &p.batch, &p.forward, NULL);
+        CHECK(bad == (int64_t)row, "%s: input row %lld is named instead of %zu", where, (long long)bad, row);
+    }
+    free(xs);
+}
+
 static void test_case(const char *isa, crnn_dtype dtype)
 {
     char where[300];
@@ -261,6 +322,7 @@ static void test_case(const char *isa, crnn_dtype dtype)
     check_backward(dtype, &again, &expected[0], 2, "accumulated twice");
     free(again.grads);
     crnn_tape_free(tape);
+    test_views(&p, one_thread_y, first, label);
 
     for (int threads = 2; threads <= 3; threads++) {
         snprintf(where, sizeof where, "%s %s %s, %d threads against 1", isa, dtype_name(dtype), label, threads);
@@ -276,6 +338,7 @@ static void test_case(const char *isa, crnn_dtype dtype)
             free(call.grads);
         }
         crnn_tape_free(tape);
+        test_views(&p, one_thread_y, first, where);
     }
     for (size_t i = 0; i < scheme_count(); i++) free(first[i].grads);
     free(p.weights);

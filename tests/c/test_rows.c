@@ -1,4 +1,4 @@
-/* Packing sequences into rows and back, the look for values that are not finite, and memory from the library's cache. */
+/* Packed rows to where a caller wants them, the look for values that are not finite, and memory from the library's cache. */
 #include "check.h"
 
 typedef struct {
@@ -14,91 +14,47 @@ static char where[160];
 /* Lengths fall from `steps` to 0; at least the first sequence has a step. */
 static size_t length_of(const layout *l, size_t i) { return l->steps - (l->batch > 1 ? l->steps * i / (l->batch - 1) : 0); }
 
-/* Sequences of exactly their own memory, filled with distinct numbers, and what the packed rows must hold. */
-typedef struct {
-    crnn_rows_args args;
-    int64_t *offsets;
-    void **starts;
-    double *expected;
-    size_t rows;
-} problem;
-
 static double value(size_t i, size_t t, size_t k) { return (double)(1000 * i + 100 * t + k) + 0.5; }
 
-static problem make(const layout *l)
-{
-    problem p = {.offsets = allocate((l->steps + 1) * sizeof(int64_t)), .starts = allocate(l->batch * sizeof(void *))};
-    ptrdiff_t step = (ptrdiff_t)l->width + (l->gap < 0 ? -l->gap : l->gap);
-    p.offsets[0] = 0;
-    for (size_t t = 0; t < l->steps; t++) {
-        int64_t running = 0;
-        for (size_t i = 0; i < l->batch; i++) running += length_of(l, i) > t;
-        p.offsets[t + 1] = p.offsets[t] + running;
-    }
-    p.rows = (size_t)p.offsets[l->steps];
-    p.expected = allocate(p.rows * l->width * sizeof(double));
-    for (size_t i = 0; i < l->batch; i++) {
-        size_t n = length_of(l, i), size = n ? (n - 1) * (size_t)step + l->width : 0;
-        char *block = buffer(l->dtype, size);
-        for (size_t e = 0; e < size; e++) put(l->dtype, block, e, NAN); /* gaps must not be looked at */
-        for (size_t t = 0; t < n; t++)
-            for (size_t k = 0; k < l->width; k++) {
-                size_t place = l->gap < 0 ? n - 1 - t : t;
-                put(l->dtype, block, place * (size_t)step + k, value(i, t, k));
-                p.expected[((size_t)p.offsets[t] + i) * l->width + k] = value(i, t, k);
-            }
-        p.starts[i] = block + (l->gap < 0 && n ? (n - 1) * (size_t)step * element(l->dtype) : 0);
-    }
-    p.args = (crnn_rows_args){.dtype = l->dtype, .batch = {l->batch, l->steps, p.offsets}, .width = l->width,
-                              .sequences = p.starts, .rows = output_buffer(l->dtype, p.rows * l->width),
-                              .step = (l->gap < 0 ? -step : step) * (ptrdiff_t)element(l->dtype)};
-    return p;
-}
-
-static void discard(problem *p)
-{
-    free(p->offsets), free(p->starts), free(p->expected);
-    free_buffers();
-}
-
-static void *element_of(const layout *l, const problem *p, size_t i, size_t t, size_t k)
-{
-    return (char *)p->starts[i] + (ptrdiff_t)t * p->args.step + (ptrdiff_t)(k * element(l->dtype));
-}
-
+/* Sequences of exactly their own memory, gaps between their steps, that are to be filled from packed rows. */
 static void test_layout(layout l)
 {
     snprintf(where, sizeof where, "%s %s, batch %zu, steps %zu, width %zu, gap %td, %d threads, misaligned %d", l.isa,
              dtype_name(l.dtype), l.batch, l.steps, l.width, l.gap, l.threads, misaligned);
     crnn_set_threads(l.threads);
-    problem p = make(&l);
-    int64_t bad = crnn_pack_rows(&p.args);
-    CHECK(bad == -1, "%s: finite values, but row %lld is named", where, (long long)bad);
-    check_close(l.dtype, p.args.rows, p.expected, p.rows * l.width, 0, "packed rows", where);
-    for (size_t e = 0; e < p.rows * l.width; e++) put(l.dtype, p.args.rows, e, -p.expected[e]);
-    crnn_unpack_rows(&p.args);
-    for (size_t i = 0; i < l.batch; i++)
-        for (size_t t = 0; t < length_of(&l, i); t++)
-            for (size_t k = 0; k < l.width; k++) {
-                double got = get(l.dtype, element_of(&l, &p, i, t, k), 0);
-                CHECK(got == -value(i, t, k), "%s: sequence %zu, step %zu, column %zu is %g", where, i, t, k, got);
-            }
-    /* Whatever is not finite is found, wherever it stands; of several the first row is named. */
-    static const double wrong[] = {INFINITY, -INFINITY, NAN};
-    for (int tries = 0; tries < 6; tries++) {
-        size_t i = random_below(l.batch), n = length_of(&l, i);
-        if (!n) continue;
-        size_t t = tries == 0 ? n - 1 : random_below(n), k = tries == 1 ? l.width - 1 : random_below(l.width);
-        put(l.dtype, element_of(&l, &p, i, t, k), 0, wrong[tries % 3]);
-        put(l.dtype, element_of(&l, &p, 0, l.steps - 1, 0), 0, NAN);
-        bad = crnn_pack_rows(&p.args);
-        int64_t first = p.offsets[t] + (int64_t)i, last_of_longest = p.offsets[l.steps - 1];
-        if (first > last_of_longest) first = last_of_longest;
-        CHECK(bad == first, "%s: row %lld is named instead of %lld", where, (long long)bad, (long long)first);
-        put(l.dtype, element_of(&l, &p, i, t, k), 0, 1);
-        put(l.dtype, element_of(&l, &p, 0, l.steps - 1, 0), 0, 1);
+    int64_t *offsets = allocate((l.steps + 1) * sizeof(int64_t));
+    char **starts = allocate(l.batch * sizeof *starts);
+    ptrdiff_t step = (ptrdiff_t)l.width + (l.gap < 0 ? -l.gap : l.gap), item = (ptrdiff_t)element(l.dtype);
+    offsets[0] = 0;
+    for (size_t t = 0; t < l.steps; t++) {
+        offsets[t + 1] = offsets[t];
+        for (size_t i = 0; i < l.batch; i++) offsets[t + 1] += length_of(&l, i) > t;
     }
-    discard(&p);
+    void *rows = buffer(l.dtype, (size_t)offsets[l.steps] * l.width);
+    for (size_t i = 0; i < l.batch; i++) {
+        size_t n = length_of(&l, i), size = n ? (n - 1) * (size_t)step + l.width : 0;
+        starts[i] = output_buffer(l.dtype, size);
+        if (l.gap < 0 && n) starts[i] += (ptrdiff_t)(n - 1) * step * item;
+        for (size_t t = 0; t < n; t++)
+            for (size_t k = 0; k < l.width; k++)
+                put(l.dtype, rows, ((size_t)offsets[t] + i) * l.width + k, value(i, t, k));
+    }
+    if (l.gap < 0) step = -step;
+    crnn_rows_args args = {.dtype = l.dtype, .batch = {l.batch, l.steps, offsets}, .width = l.width, .rows = rows,
+                           .to = {(void *const *)(void *)starts, step * item}};
+    crnn_unpack_rows(&args);
+    for (size_t i = 0; i < l.batch; i++)
+        for (size_t t = 0; t < length_of(&l, i); t++) {
+            const char *at = starts[i] + (ptrdiff_t)t * step * item;
+            for (size_t k = 0; k < l.width; k++) {
+                double got = get(l.dtype, at, k);
+                CHECK(got == value(i, t, k), "%s: sequence %zu, step %zu, column %zu is %g", where, i, t, k, got);
+            }
+            for (size_t k = l.width; l.gap > 0 && t + 1 < length_of(&l, i) && k < (size_t)step; k++)
+                CHECK(isnan(get(l.dtype, at, k)), "%s: the gap after step %zu was written to", where, t);
+        }
+    free(offsets), free(starts);
+    free_buffers();
 }
 
 static void test_isa(const char *isa, crnn_dtype dtype)
