@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def _threads(count: int) -> str:
     return "one thread" if count == 1 else f"{count} threads"
 
 
+def _counts(rounds: Iterable[int]) -> str:
+    """How many rounds how many workloads had, e.g. "3 (182 workloads), 5 (15 workloads)"."""
+    counted = sorted(collections.Counter(rounds).items())
+    return ", ".join(f"{number} ({times} workloads)" for number, times in counted) or "none"
+
+
 def _machine(run: dict[str, Any]) -> str:
     machine, build = run["machine"], run["build"]
     commits = sorted({record.get("commit", "unknown") for record in run["records"]}) or [machine["commit"]]
@@ -86,6 +93,7 @@ def _machine(run: dict[str, Any]) -> str:
     peak = ", ".join(f"{value:.0f} ({dtype}, {_threads(n)})" for (n, dtype), value in sorted(peaks.items()))
     versions = ", ".join(f"{name} {version}" for name, version in sorted(run["versions"].items()))
     blas = "; ".join(f"{key} {value}" for key, value in build.get("blas", {}).items()) or "?"
+    rounds = _counts(record["rounds"] for record in run["records"])
     processor = f"{machine['processor']} (family/model/stepping {machine['family']}), {machine['processors']} in use"
     lines = [
         f"- processor: {processor}; {', '.join(machine['caches'])}",
@@ -93,7 +101,7 @@ def _machine(run: dict[str, Any]) -> str:
         f"- system: {machine['system']}, Python {machine['python']}; {machine['date']}",
         f"- crnn: commit {', '.join(commits)}, instruction set {build.get('isa', '?')}, BLAS {blas}",
         f"- versions: {versions}",
-        f"- {run['settings']['rounds']} interleaved rounds of {run['settings']['seconds']} s per peer; medians",
+        f"- interleaved rounds per peer: {rounds} of {run['settings']['seconds']} s in the last run; medians",
     ]
     return "\n".join(lines)
 
