@@ -1,8 +1,8 @@
 /* All memory of the library: aligned blocks from malloc or from the caller's allocator.
  *
  * Tapes, workspaces and the caller's results are large and often live for one call, and fresh pages cost more than the
- * arithmetic on them (a fault and a cleared page per 4 KiB). So a few released blocks are kept for the next call, CACHE_BYTES at most. Under a
- * sanitizer, or with an allocator of the caller's, nothing is kept. */
+ * arithmetic on them (a fault and a cleared page per 4 KiB). So a few released blocks are kept for the next call,
+ * CACHE_BYTES at most. Under a sanitizer, or with an allocator of the caller's, nothing is kept. */
 #define _DEFAULT_SOURCE
 #include "internal.h"
 #include <stdatomic.h>
@@ -82,7 +82,7 @@ static void *from_cache(size_t bytes)
 }
 
 /* A block of at least one large page starts on one, and asks for more of them: walking down the columns of a matrix
- * touches a new page per row, which costs weight gradients a tenth of their speed with small pages. */
+ * touches a new page per row. */
 #define LARGE_PAGE ((size_t)2 << 20)
 static char *from_system(size_t bytes)
 {

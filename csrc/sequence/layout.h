@@ -102,7 +102,7 @@ static int64_t first_bad(const int64_t *bad)
  * Few but wide: all threads take all sequences and some units, meeting once per step; a thread's share of W_hh then
  * stays in its own cache (Zhang et al., DeepCPU, 2018). Few and narrow: one thread walks the loop alone.
  * Forward, a thread's whole W_hh may not fit its second level; then splitting the units halves what each reads per step,
- * which is worth a barrier up to FEW_ROWS rows per thread (6 to 8 % at 8 to 10 rows, nothing at 32). Backward it is not:
+ * which is worth a barrier up to FEW_ROWS rows per thread (2 to 8 % at 8 to 10 rows, nothing at 32). Backward it is not:
  * each thread would need the other's gate gradients of the same step. */
 #define WIDE_BYTES ((size_t)1 << 20)
 #define FEW_ROWS 16
