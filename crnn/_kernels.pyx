@@ -5,6 +5,7 @@ The interface is described in docs/internals.md; the C side in csrc/include/crnn
 values (ids in range, finite numbers); this module checks what C would crash on: dtypes, layouts and sizes.
 """
 cimport numpy as cnp
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -13,6 +14,7 @@ cnp.import_array()
 include "kernels/declarations.pxi"
 include "kernels/checks.pxi"
 include "kernels/stack.pxi"
+include "kernels/stepper.pxi"
 include "kernels/rows.pxi"
 include "kernels/output.pxi"
 include "kernels/updates.pxi"

@@ -298,6 +298,11 @@ class Recurrent:
         TypeError, ValueError
             As the call; and ValueError for a bidirectional layer, which needs the whole sequence.
         """
+        h0, c0 = state if type(state) is tuple and len(state) == 2 else (state, None)
+        stepped = self._stack.step(x_t, h0, c0)
+        if stepped is not None:  # all in the kernel's own form; else the long way, which converts or complains
+            y, h_n, c_n = stepped
+            return y, (h_n if c_n is None else (h_n, c_n))
         if self.bidirectional:
             raise ValueError("a bidirectional layer cannot step: its backward direction starts at the end")
         x = _plain(as_real(x_t, self.dtype, "x_t"))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from crnn import _kernels
 from crnn.atomic import atomic_write
-from crnn.packed import as_real, dense
+from crnn.packed import as_real
 
 if TYPE_CHECKING:
     from crnn.language_model import LanguageModel
@@ -53,62 +53,31 @@ class _Buffers:
         return self._first
 
 
-class _Rows:
-    """States and geometry of `n` rows that step together: where they enter from, and where they go."""
-
-    __slots__ = ("c", "c_n", "h", "h_n", "offsets")
-
-    def __init__(self, n: int, depth: int, hidden: int, has_c: bool, dtype: np.dtype[Any]) -> None:
-        shape = (depth, n, hidden)
-        self.offsets = dense(n, 1).offsets
-        self.h: Array = np.zeros(shape, dtype)
-        self.h_n: Array = np.zeros(shape, dtype)
-        self.c: Array | None = np.zeros(shape, dtype) if has_c else None
-        self.c_n: Array | None = np.zeros(shape, dtype) if has_c else None
-
-    def advance(self) -> None:
-        """What left the last step enters the next."""
-        self.h, self.h_n = self.h_n, self.h
-        self.c, self.c_n = self.c_n, self.c
-
-    @property
-    def entering(self) -> list[Array]:
-        return [self.h] if self.c is None else [self.h, self.c]
-
-
 class _Stream:
     """States of a fixed number of rows over one kernel stack: what both kinds of stream share."""
 
-    __slots__ = ("_all", "_depth", "_dtype", "_forward", "_has_c", "_hidden", "_some", "batch")
+    __slots__ = ("_dtype", "_has_c", "_some", "_stack", "_stepper", "batch")
 
-    def __init__(
-        self, stack: Any, depth: int, hidden: int, states: tuple[str, ...], dtype: np.dtype[Any], batch: int
-    ) -> None:
+    def __init__(self, stack: Any, states: tuple[str, ...], dtype: np.dtype[Any], batch: int) -> None:
         self.batch = _row_count(batch)
-        self._forward = stack.forward
-        self._depth = depth
-        self._hidden = hidden
+        self._stack = stack
         self._has_c = len(states) == 2
         self._dtype = dtype
-        self._all = _Rows(self.batch, depth, hidden, self._has_c, dtype)
-        self._some: dict[int, _Rows] = {}  # work states for steps of fewer rows, by their number
+        self._stepper = _kernels.Stepper(stack, self.batch)
+        self._some: dict[int, _kernels.Stepper] = {}  # for steps of fewer rows, by their number
 
-    def _step_all(self, x: Array, y: Array) -> None:
-        own = self._all
-        self._forward(x, own.offsets, own.h, own.c, y, own.h_n, own.c_n, False)
-        own.advance()
-
-    def _step_some(self, x: Array, y: Array, index: npt.NDArray[np.int64]) -> None:
+    def _step_some(self, x: Array, index: npt.NDArray[np.int64]) -> Array:
         n = len(index)
         work = self._some.get(n)
         if work is None:
-            work = self._some[n] = _Rows(n, self._depth, self._hidden, self._has_c, self._dtype)
-        for own, gathered in zip(self._all.entering, work.entering):
-            np.take(own, index, axis=1, out=gathered, mode="clip")  # the default mode would buffer the output
-        self._forward(x, work.offsets, work.h, work.c, y, work.h_n, work.c_n, False)
-        work.advance()
-        for own, final in zip(self._all.entering, work.entering):
-            own[:, index] = final
+            work = self._some[n] = _kernels.Stepper(self._stack, n)
+        own, gathered = self._stepper.entering, work.entering
+        for all_rows, some in zip(own, gathered):
+            some[...] = all_rows[:, index]
+        y = _stepped(work, x)
+        for all_rows, some in zip(own, gathered):
+            all_rows[:, index] = some
+        return y
 
     def _read_rows(self, rows: Any) -> npt.NDArray[np.int64]:
         index = np.asarray(rows)
@@ -134,12 +103,12 @@ class _Stream:
         Assigning copies into the stream: the form that reading gives, which is also what a layer's call returns; None
         is zero. ValueError or TypeError if it does not fit, and nothing has changed then.
         """
-        parts = [part.copy() for part in self._all.entering]
+        parts = [part.copy() for part in self._stepper.entering]
         return tuple(parts) if self._has_c else parts[0]
 
     @state.setter
     def state(self, value: Any) -> None:
-        own = self._all.entering
+        own = self._stepper.entering
         if value is None:
             self.reset()
             return
@@ -178,11 +147,11 @@ class _Stream:
                 chosen = given
             else:
                 chosen = self._read_rows(given)
-        for part in self._all.entering:
+        for part in self._stepper.entering:
             part[:, chosen] = 0
 
     def _copy_state(self, other: _Stream) -> None:
-        for own, theirs in zip(self._all.entering, other._all.entering):
+        for own, theirs in zip(self._stepper.entering, other._stepper.entering):
             own[...] = theirs
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -193,7 +162,7 @@ class _Stream:
         OSError
             The file cannot be written.
         """
-        parts: dict[str, Any] = dict(zip("hc", self._all.entering))
+        parts: dict[str, Any] = dict(zip("hc", self._stepper.entering))
         with atomic_write(path) as stream:
             np.savez(stream, **parts)
 
@@ -252,15 +221,15 @@ class LayerStream(_Stream):
     (True, False)
     """
 
-    __slots__ = ("_outputs", "_shape", "layer")
+    __slots__ = ("_shape", "_step", "layer")
 
     def __init__(self, layer: Recurrent, batch: int = 1) -> None:
         if layer.bidirectional:
             raise ValueError("a bidirectional layer cannot stream: its backward direction starts at the end")
-        super().__init__(layer._stack, layer.num_layers, layer.hidden_size, layer._cell.states, layer.dtype, batch)
+        super().__init__(layer._stack, layer._cell.states, layer.dtype, batch)
         self.layer = layer
         self._shape = (self.batch, layer.input_size)
-        self._outputs = _Buffers((self.batch, layer.hidden_size), layer.dtype)
+        self._step = self._stepper.step
 
     def step(self, x: Any, rows: Any = None) -> Array:
         """One time step of all rows, or of some.
@@ -287,24 +256,17 @@ class LayerStream(_Stream):
         TypeError
             x does not hold real numbers, or rows are not whole numbers.
         """
-        if rows is None and type(x) is np.ndarray and x.dtype is self._dtype and x.shape == self._shape:
-            y = self._outputs.take()
-            try:  # the kernel looks at the memory's layout anyway, and has changed nothing if it refuses it
-                self._step_all(x, y)
-            except ValueError:
-                self._step_all(self._read(x, self.batch), y)
-            return y
+        if rows is None:
+            y = self._step(x)
+            if y is not None:
+                return y
         array = as_real(x, self._dtype, "x")
         if rows is not None:
             index = self._read_rows(rows)
-            y = np.empty((len(index), self._hidden), self._dtype)
             array = self._read(array, len(index))
-            if len(index):
-                self._step_some(array, y, index)
-            return y
+            return self._step_some(array, index) if len(index) else np.empty((0, self.layer.hidden_size), self._dtype)
         single = array.ndim == 1 and self.batch == 1
-        y = self._outputs.take()
-        self._step_all(self._read(array[None] if single else array, self.batch), y)
+        y = _stepped(self._stepper, self._read(array[None] if single else array, self.batch))
         return y[0] if single else y
 
     def _read(self, array: Array, count: int) -> Array:
@@ -355,7 +317,7 @@ class ModelStream(_Stream):
 
     def __init__(self, model: LanguageModel, batch: int = 1) -> None:
         c = model.configuration
-        super().__init__(model._stack, c.num_layers, c.hidden_size, model._cell.states, model.dtype, batch)
+        super().__init__(model._stack, model._cell.states, model.dtype, batch)
         self.model = model
         self._outputs = _Buffers((self.batch, c.vocabulary_size), model.dtype)
 
@@ -389,13 +351,9 @@ class ModelStream(_Stream):
         words = self._read(given[None] if single else given, self.batch if index is None else len(index))
         model = self.model
         x = words if model.configuration.onehot else model._embed(words)
-        hidden = np.empty((len(words), self._hidden), self._dtype)
         y = self._outputs.take() if index is None else np.empty((len(words), len(model)), self._dtype)
         if len(words):
-            if index is None:
-                self._step_all(x, hidden)
-            else:
-                self._step_some(x, hidden, index)
+            hidden = _stepped(self._stepper, x) if index is None else self._step_some(x, index)
             _kernels.softmax_probabilities(hidden, model._output, model._bias, y)
         return y[0] if single else y
 
@@ -420,6 +378,13 @@ class ModelStream(_Stream):
 
     def __repr__(self) -> str:
         return f"ModelStream({self.model!r}, batch={self.batch})"
+
+
+def _stepped(stepper: _kernels.Stepper, x: Array) -> Array:
+    """A step whose input has the form that the stepper takes."""
+    y = stepper.step(x)
+    assert y is not None
+    return y
 
 
 def _row_count(batch: object) -> int:

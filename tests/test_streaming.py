@@ -58,6 +58,54 @@ def test_steps_equal_layer_step_to_the_bit(kind, rng):
     assert all((a == b).all() for a, b in zip(parts(stream.state), parts(state), strict=True))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("hidden", [5, 64, 150])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_row_does_not_depend_on_its_neighbours(kind, hidden, dtype, rng):
+    """To the bit, for every number of rows that steps by dot products: 8, or more of wide layers."""
+    layer = make(kind, sizes=(hidden + 3, hidden), dtype=dtype)
+    x = rng.normal(size=(4, 18, hidden + 3)).astype(dtype)
+    streams = {n: layer.stream(n) for n in (1, 2, 3, 5, 8)}
+    if hidden == 150:
+        streams[18] = layer.stream(18)
+    for step in x:
+        outputs = {n: stream.step(np.ascontiguousarray(step[:n])) for n, stream in streams.items()}
+        for n, y in outputs.items():
+            assert (y[0] == outputs[1][0]).all(), n
+            assert (y[: min(n, 8)] == outputs[8][:n]).all(), n
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layer_step_reads_other_forms_as_its_own(kind, rng):
+    layer = make(kind, dtype=np.float32)
+    x = rng.normal(size=(3, 3)).astype(np.float32)
+    y, state = layer.step(x)
+    for other in (x.astype(np.float64), x.tolist(), np.asfortranarray(x)):
+        again, same = layer.step(other)
+        assert (again == y).all()
+        assert all((a == b).all() for a, b in zip(parts(same), parts(state), strict=True))
+    y, following = layer.step(x, state)
+    stored = tuple(part.astype(np.float64) for part in state) if isinstance(state, tuple) else state.tolist()
+    again, same = layer.step(x, stored)
+    assert (again == y).all()
+    assert all((a == b).all() for a, b in zip(parts(same), parts(following), strict=True))
+    alone = tuple(part[:, 1:2] for part in parts(state))
+    single, _ = layer.step(x[1], alone if isinstance(state, tuple) else alone[0])
+    assert (single == y[1]).all()
+
+
+def test_layer_step_refuses_what_is_not_finite(rng):
+    layer = make("lstm", dtype=np.float32)
+    x = rng.normal(size=(3, 3)).astype(np.float32)
+    _, (h, c) = layer.step(x)
+    c[1, 2, 0] = np.inf
+    with pytest.raises(ValueError, match="state"):
+        layer.step(x, (h, c))
+    x[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"x_t\[2, 1\]"):
+        layer.step(x)
+
+
 def test_one_row_without_a_batch_axis(rng):
     layer = make("lstm")
     x = rng.normal(size=(6, 3))

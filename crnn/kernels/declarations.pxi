@@ -91,6 +91,16 @@ cdef extern from "crnn.h" nogil:
     crnn_status crnn_forward(const crnn_stack *, const crnn_batch *, const crnn_forward_args *, crnn_tape **)
     crnn_status crnn_backward(const crnn_stack *, const crnn_batch *, const crnn_tape *, const crnn_backward_args *)
     void crnn_tape_free(crnn_tape *)
+    ctypedef struct crnn_stepper:
+        pass
+    ctypedef struct crnn_states:
+        void *h
+        void *c
+        size_t layer_step, row_step
+    crnn_status crnn_stepper_new(const crnn_stack *, size_t, crnn_stepper **)
+    void crnn_step(crnn_stepper *, const void *, void *)
+    crnn_states crnn_stepper_states(crnn_stepper *)
+    void crnn_stepper_free(crnn_stepper *)
     size_t crnn_tape_bytes(const crnn_tape *)
     crnn_status crnn_softmax_loss(const crnn_softmax_args *, double *)
     crnn_status crnn_softmax_probabilities(const crnn_softmax_args *, void *)

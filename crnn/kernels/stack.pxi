@@ -122,6 +122,61 @@ cdef class Stack:
         result.tape, result.owner, result.offsets, result.batch = tape, self, offsets, B
         return result
 
+    def step(self, x, h0, c0):
+        """One step of a one-directional stack in arrays of its own: (y, h_n, c_n), c_n None but for an LSTM.
+
+        None, and nothing has happened, unless x is (batch, input) and the states, or None, are (layers, batch, hidden),
+        all of the stack's dtype, in C order and finite.
+        """
+        cdef crnn_forward_args args
+        cdef crnn_batch batch
+        cdef crnn_status status
+        cdef int64_t[2] offsets
+        cdef cnp.npy_intp[3] shape
+        cdef bint has_c = self.stack.cell == CRNN_LSTM
+        if self.stack.directions != 1 or self.stack.onehot or (c0 is None) != (h0 is None or not has_c):
+            return None
+        if not cnp.PyArray_Check(x) or cnp.PyArray_NDIM(<cnp.ndarray>x) != 2:
+            return None
+        shape[0], shape[1] = <cnp.npy_intp>self.stack.layers, cnp.PyArray_DIM(<cnp.ndarray>x, 0)
+        shape[2] = <cnp.npy_intp>self.stack.input
+        args.x_view.sequences, args.bad, args.ids, args.masks, args.h0, args.c0 = NULL, NULL, NULL, NULL, NULL, NULL
+        args.x = self.plain(x, 2, shape + 1)
+        if shape[1] < 1 or args.x == NULL:
+            return None
+        shape[2] = <cnp.npy_intp>self.stack.hidden
+        if h0 is not None:
+            args.h0 = self.plain(h0, 3, shape)
+            args.c0 = self.plain(c0, 3, shape) if has_c else NULL
+            if args.h0 == NULL or (has_c and args.c0 == NULL):
+                return None
+        y, h_n = cnp.PyArray_EMPTY(2, shape + 1, self.typenum, 0), cnp.PyArray_EMPTY(3, shape, self.typenum, 0)
+        c_n = cnp.PyArray_EMPTY(3, shape, self.typenum, 0) if has_c else None
+        args.y, args.h_n = cnp.PyArray_DATA(<cnp.ndarray>y), cnp.PyArray_DATA(<cnp.ndarray>h_n)
+        args.c_n = cnp.PyArray_DATA(<cnp.ndarray>c_n) if has_c else NULL
+        offsets[0], offsets[1] = 0, shape[1]
+        batch.offsets, batch.batch, batch.steps = offsets, <size_t>shape[1], 1
+        with nogil:
+            status = crnn_forward(&self.stack, &batch, &args, NULL)
+        check(status)
+        return y, h_n, c_n
+
+    cdef void *plain(self, object a, int ndim, const cnp.npy_intp *shape):
+        """Data of an array of this shape and the stack's dtype in C order, all finite; else NULL."""
+        if not cnp.PyArray_Check(a):
+            return NULL
+        cdef cnp.ndarray array = <cnp.ndarray>a
+        cdef int i
+        if (cnp.PyArray_TYPE(array) != self.typenum or cnp.PyArray_NDIM(array) != ndim
+                or not cnp.PyArray_ISCARRAY_RO(array)):
+            return NULL
+        for i in range(ndim):
+            if cnp.PyArray_DIM(array, i) != shape[i]:
+                return NULL
+        if not crnn_all_finite(dtype_of(self.typenum), cnp.PyArray_DATA(array), <size_t>cnp.PyArray_SIZE(array)):
+            return NULL
+        return cnp.PyArray_DATA(array)
+
     def backward(self, Tape tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, list grads, bint accumulate=False, order=None):
         cdef crnn_backward_args args
         cdef void **starts = NULL

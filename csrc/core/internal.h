@@ -9,6 +9,9 @@
 typedef struct crnn_kernels {
     const char *name;
     crnn_status (*forward)(const crnn_stack *, const crnn_batch *, const crnn_forward_args *, crnn_tape **);
+    crnn_status (*stepper)(const crnn_stack *, size_t batch, crnn_tape **);
+    void (*step)(crnn_tape *, const void *x, void *y);
+    crnn_states (*states)(crnn_tape *);
     crnn_status (*backward)(const crnn_stack *, const crnn_batch *, const crnn_tape *, const crnn_backward_args *);
     crnn_status (*softmax_loss)(const crnn_softmax_args *, double *);
     crnn_status (*softmax_probabilities)(const crnn_softmax_args *, void *);
@@ -33,6 +36,7 @@ struct crnn_tape {
 typedef struct crnn_team crnn_team;
 typedef void (*crnn_work)(void *context, int rank, crnn_team *team);
 void crnn_parallel(int threads, int brief, crnn_work work, void *context); /* brief: a few tens of microseconds */
+double crnn_handover(int threads); /* seconds to give them a job of nothing and have it back, as last measured */
 int crnn_team_size(const crnn_team *team);
 void crnn_barrier(crnn_team *team);
 double crnn_seconds(void);

@@ -159,6 +159,22 @@ crnn_status crnn_backward(const crnn_stack *stack, const crnn_batch *batch, cons
 void crnn_tape_free(crnn_tape *tape) { crnn_release(tape); }
 size_t crnn_tape_bytes(const crnn_tape *tape) { return tape ? tape->bytes : 0; }
 
+/* A stepper is a run of the kernels that made it, as a tape is. */
+static crnn_tape *run_of(crnn_stepper *stepper) { return (crnn_tape *)(void *)stepper; }
+
+crnn_status crnn_stepper_new(const crnn_stack *stack, size_t batch, crnn_stepper **out)
+{
+    if (!stack || !out || batch == 0 || stack->directions != 1) return CRNN_INVALID;
+    crnn_tape *run;
+    crnn_status status = kernels(stack->dtype)->stepper(stack, batch, &run);
+    if (status == CRNN_OK) *out = (crnn_stepper *)(void *)run;
+    return status;
+}
+
+void crnn_step(crnn_stepper *stepper, const void *x, void *y) { run_of(stepper)->kernels->step(run_of(stepper), x, y); }
+crnn_states crnn_stepper_states(crnn_stepper *stepper) { return run_of(stepper)->kernels->states(run_of(stepper)); }
+void crnn_stepper_free(crnn_stepper *stepper) { crnn_release(stepper); }
+
 crnn_status crnn_softmax_loss(const crnn_softmax_args *args, double *loss)
 {
     if (!args || args->vocabulary == 0 || args->hidden == 0) return CRNN_INVALID;

@@ -90,6 +90,23 @@ CRNN_API crnn_status crnn_backward(const crnn_stack *stack, const crnn_batch *ba
 CRNN_API void crnn_tape_free(crnn_tape *tape);
 CRNN_API size_t crnn_tape_bytes(const crnn_tape *tape);
 
+/* One step at a time of a few sequences (8, up to 32 of wide layers), without the preparations of a call. The weights must
+ * outlive the stepper and are read anew at each step; the instruction set stays what it was. One thread at a time. */
+typedef struct crnn_stepper crnn_stepper;
+
+/* Where a stepper keeps its states, to be read and set between steps: (L, B, H) with strides in elements. */
+typedef struct {
+    void *h, *c; /* c: null where the cell has none */
+    size_t layer_step, row_step;
+} crnn_states;
+
+/* One direction; CRNN_UNSUPPORTED for too many rows. States start at zero. */
+CRNN_API crnn_status crnn_stepper_new(const crnn_stack *stack, size_t batch, crnn_stepper **out);
+/* x: (B, input), or ids of a one-hot stack; y: (B, H) */
+CRNN_API void crnn_step(crnn_stepper *stepper, const void *x, void *y);
+CRNN_API crnn_states crnn_stepper_states(crnn_stepper *stepper);
+CRNN_API void crnn_stepper_free(crnn_stepper *stepper);
+
 /* Packed rows to where a caller wants them. */
 typedef struct {
     crnn_dtype dtype;

@@ -13,6 +13,7 @@ extern const crnn_kernels THIS_KERNELS;
 #include "../sequence/layout.h"
 #include "../sequence/rows.h"
 #include "../sequence/forward.h"
+#include "../sequence/prepare.h"
 #include "../sequence/backward.h"
 #include "../sequence/window.h"
 #include "../sequence/weights.h"
@@ -22,6 +23,9 @@ extern const crnn_kernels THIS_KERNELS;
 const crnn_kernels THIS_KERNELS = {
     .name = CRNN_ISA_NAME,
     .forward = kernel_forward,
+    .stepper = kernel_stepper,
+    .step = kernel_step,
+    .states = kernel_states,
     .backward = kernel_backward,
     .softmax_loss = kernel_softmax_loss,
     .softmax_probabilities = kernel_softmax_probabilities,

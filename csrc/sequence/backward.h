@@ -96,8 +96,8 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
     const layer_run *run = s->layers + q;
     const layer_back *back = call->layers + q;
     size_t i0, i1, u0, u1;
-    share_sequences(s, s->split_back, rank, crnn_team_size(team), &i0, &i1);
-    share_units(s, s->split_back, rank, crnn_team_size(team), &u0, &u1);
+    share_sequences(s, s->plan.backward, rank, crnn_team_size(team), &i0, &i1);
+    share_units(s, s->plan.backward, rank, crnn_team_size(team), &u0, &u1);
     for (size_t t = hi; t-- > lo;) {
         size_t n = block_rows(s, t), end = i1 < n ? i1 : n, rows = end > i0 ? end - i0 : 0;
         size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0;
@@ -106,10 +106,10 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
         /* At a cut, what would pass on to the state before is written to rows nobody reads afterwards: the range
          * below fills them anew. */
         cell_rows(call, run, back, row, before, rows, u0, u1, dc, dc, dh_prev, dh_prev);
-        if (s->split_back == BY_UNITS) crnn_barrier(team);
+        if (s->plan.backward == BY_UNITS) crnn_barrier(team);
         if (s->shape.candidate.gates) {
             reset_rows(call, run, back, row, before, rows, u0, u1, dh_prev);
-            if (s->split_back == BY_UNITS) crnn_barrier(team);
+            if (s->plan.backward == BY_UNITS) crnn_barrier(team);
         }
         if (!cut && rows)
             product_back(&s->shape.recurrent, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_hh, u0, u1, rows,

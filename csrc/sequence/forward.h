@@ -1,8 +1,10 @@
 /* Forward through the stack: input projection in blocks of steps, then the time loop of each block. */
 
+/* On cache lines of its own: workers read it first of all. */
 typedef struct {
-    run_state *s;
-    const crnn_forward_args *args;
+    _Alignas(2 * CRNN_LINE) run_state *s;
+    int turn; /* of steps one by one: they walk the weights up and down, so that those still in cache come first */
+    crnn_forward_args args;
     int64_t bad[CRNN_MAX_THREADS]; /* per rank: the first row of x_view that is not finite, or -1 */
 } forward_call;
 
@@ -14,7 +16,7 @@ static void gather_input(const run_state *s, const forward_call *call, size_t l,
                          int64_t *bad)
 {
     size_t width = run->input, H = s->H, t = 0;
-    const crnn_view *view = l == 0 && call->args->x_view.sequences ? &call->args->x_view : NULL;
+    const crnn_view *view = l == 0 && call->args.x_view.sequences ? &call->args.x_view : NULL;
     if (view) t = step_of(s, lo);
     for (size_t r = lo; r < hi; r++) {
         size_t row = flipped(s, run->reversed, r);
@@ -24,7 +26,7 @@ static void gather_input(const run_state *s, const forward_call *call, size_t l,
             memcpy(x, view_row(s, view, run->reversed, t, r - (size_t)s->offsets[t]), width * sizeof(T));
             if (!run->reversed && !kernel_all_finite(x, width)) note_bad(bad, row);
         } else if (l == 0) {
-            memcpy(x, (const T *)call->args->x + row * width, width * sizeof(T));
+            memcpy(x, (const T *)call->args.x + row * width, width * sizeof(T));
         } else {
             for (size_t e = 0; e < s->D; e++) {
                 const layer_run *below = s->layers + (l - 1) * s->D + e;
@@ -39,8 +41,10 @@ static void gather_input(const run_state *s, const forward_call *call, size_t l,
     }
 }
 
-/* Pre-activations of one-hot rows: the bias plus the word's column of W_ih, which is stored as a row. */
-static void project_onehot(const run_state *s, const layer_run *run, T *g, size_t row, size_t rows, size_t u0, size_t u1)
+/* Pre-activations of one-hot rows: what they start from (a row of slots: the bias) plus the word's column of W_ih, which is
+ * stored as a row. */
+static void project_onehot(const run_state *s, const layer_run *run, const T *start, T *g, size_t row, size_t rows, size_t u0,
+                           size_t u1)
 {
     size_t H = s->H, first = u0 * VW, last = u1 * VW < H ? u1 * VW : H;
     const cell_product *product = &s->shape.input;
@@ -48,8 +52,8 @@ static void project_onehot(const run_state *s, const layer_run *run, T *g, size_
         const T *word = run->wih + (size_t)s->ids[flipped(s, run->reversed, row + i)] * run->ldwih;
         for (int q = 0; q < product->gates; q++) {
             T *out = g + (size_t)product->slot[q] * s->Hp;
-            const T *bias = run->bias + (size_t)product->slot[q] * s->Hp, *w = word + (size_t)product->gate[q] * H;
-            for (size_t k = first; k < last; k++) out[k] = bias[k] + w[k];
+            const T *from = start + (size_t)product->slot[q] * s->Hp, *w = word + (size_t)product->gate[q] * H;
+            for (size_t k = first; k < last; k++) out[k] = from[k] + w[k];
             for (size_t k = last; k < u1 * VW; k++) out[k] = 0;
         }
     }
@@ -99,7 +103,7 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
             if (hi == lo) continue;
             if (tiled) project_rows(s, run, row, row - gate_base, hi - lo, u, units, t + 1 < stop ? 0 : next, x, ldx);
             else if (x) project_blas(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
-            else project_onehot(s, run, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
+            else project_onehot(s, run, run->bias, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
         }
     }
     if (s->shape.kind != KIND_GRU_AFTER) return;
@@ -157,7 +161,22 @@ static size_t next_chunk(const run_state *s, size_t t0)
 /* This thread's part of packing one weight matrix. */
 static void pack_weights(const run_state *s, const cell_product *product, const T *W, size_t K, T *dst, int rank, int size)
 {
-    pack_forward(product, s->H, W, K, K, dst, pack_share(s->split == BY_UNITS, s->UV, product->units, rank, size));
+    pack_forward(product, s->H, W, K, K, dst, pack_share(s->plan.forward == BY_UNITS, s->UV, product->units, rank, size));
+}
+
+/* What every pre-activation starts from: b_ih + b_hh, but GRU with reset after keeps b_hn apart. A row of slots, of which
+ * the units [u0, u1) are written. */
+static void start_gates(const run_state *s, const layer_run *run, T *out, size_t u0, size_t u1)
+{
+    size_t first = u0 * VW, last = u1 * VW < s->H ? u1 * VW : s->H;
+    for (int slot = 0; slot < s->shape.slots; slot++) memset(out + (size_t)slot * s->Hp + first, 0, (u1 - u0) * VW * sizeof(T));
+    for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
+        T *ih = out + g * s->Hp, *hh = out + (size_t)s->shape.bias_hh_slot[g] * s->Hp;
+        if (run->bih)
+            for (size_t k = first; k < last; k++) ih[k] += run->bih[g * s->H + k];
+        if (run->bhh)
+            for (size_t k = first; k < last; k++) hh[k] += run->bhh[g * s->H + k];
+    }
 }
 
 #include "small.h"
@@ -173,11 +192,11 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         crnn_share(s->R, 1, rank, size, &lo, &hi);
         gather_input(s, call, l, run, lo, hi, call->bad + rank);
     } else if (!s->ids || l > 0) { /* inference reads the caller's rows where they are */
-        x = call->args->x;
+        x = call->args.x;
         ldx = run->input;
     }
-    share_sequences(s, s->split, rank, size, &i0, &i1);
-    share_units(s, s->split, rank, size, &u0, &u1);
+    share_sequences(s, s->plan.forward, rank, size, &i0, &i1);
+    share_units(s, s->plan.forward, rank, size, &u0, &u1);
     const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
     if (!s->small) {
         if (x) pack_weights(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);
@@ -186,7 +205,7 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     }
     if (!s->small || run->x) crnn_barrier(team); /* nothing was prepared for others otherwise */
     if (s->small) {
-        small_loop(s, run, x, ldx, i0, i1, u0, u1, team);
+        small_loop(s, run, x, ldx, i0, i1, u0, u1, call->turn, l + 1 == s->L && run == s->layers + s->L * s->D - 1, team);
         return;
     }
     for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
@@ -198,13 +217,22 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx);
         for (size_t t = t0; t < t1; t++) {
             forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, i1, u0, u1, 0);
-            if (s->split == BY_UNITS) crnn_barrier(team);
+            if (s->plan.forward == BY_UNITS) crnn_barrier(team);
             if (!cand->gates) continue;
             forward_step(s, run, cand, run->pack_n, t, gate_base, i0, i1, u0, u1, 1);
-            if (s->split == BY_UNITS) crnn_barrier(team);
+            if (s->plan.forward == BY_UNITS) crnn_barrier(team);
         }
     }
-    if (s->split != BY_UNITS) crnn_barrier(team);
+    if (s->plan.forward != BY_UNITS) crnn_barrier(team);
+}
+
+static void copy_outputs(const run_state *s, T *y, size_t lo, size_t hi)
+{
+    for (size_t d = 0; y && d < s->D; d++) {
+        const layer_run *top = s->layers + (s->L - 1) * s->D + d;
+        for (size_t r = lo; r < hi; r++)
+            memcpy(y + (r * s->D + d) * s->H, top->h + (s->B + flipped(s, top->reversed, r)) * s->ldh, s->H * sizeof(T));
+    }
 }
 
 static void forward_work(void *context, int rank, crnn_team *team)
@@ -213,124 +241,43 @@ static void forward_work(void *context, int rank, crnn_team *team)
     run_state *s = call->s;
     for (size_t l = 0; l < s->L; l++)
         for (size_t d = 0; d < s->D; d++) forward_layer(call, l, s->layers + l * s->D + d, rank, team);
-    size_t lo, hi, H = s->H, LD = s->L * s->D;
+    if (s->small) return;
+    size_t lo, hi;
     crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
-    for (size_t d = 0; call->args->y && d < s->D; d++) {
-        const layer_run *top = s->layers + (s->L - 1) * s->D + d;
-        for (size_t r = lo; r < hi; r++)
-            memcpy((T *)call->args->y + (r * s->D + d) * H, top->h + (s->B + flipped(s, top->reversed, r)) * s->ldh,
-                   H * sizeof(T));
-    }
-    if (rank != 0) return;
-    for (size_t q = 0; q < LD; q++)
-        for (size_t i = 0; i < s->B; i++) {
-            size_t row = last_state_row(s, i) * s->ldh, out = (q * s->B + i) * H;
-            if (call->args->h_n) memcpy((T *)call->args->h_n + out, s->layers[q].h + row, H * sizeof(T));
-            if (call->args->c_n && s->layers[q].c) memcpy((T *)call->args->c_n + out, s->layers[q].c + row, H * sizeof(T));
-        }
+    copy_outputs(s, call->args.y, lo, hi);
 }
 
-/* What every pre-activation starts from: b_ih + b_hh, but GRU with reset after keeps b_hn apart. */
-static void set_bias(const run_state *s, layer_run *run)
+static void run_forward(run_state *s, const crnn_forward_args *args)
 {
-    memset(run->bias, 0, (size_t)s->shape.slots * s->Hp * sizeof(T));
-    for (int g = 0; g < s->shape.gates; g++)
-        for (size_t k = 0; k < s->H; k++) {
-            size_t from = (size_t)g * s->H + k;
-            if (run->bih) run->bias[(size_t)g * s->Hp + k] += run->bih[from];
-            if (run->bhh) run->bias[(size_t)s->shape.bias_hh_slot[g] * s->Hp + k] += run->bhh[from];
-        }
-}
-
-/* Lays out the run in the arena; called once to measure and once to place. */
-static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_forward_args *args)
-{
-    int64_t *offsets = TAKE(a, int64_t, s->steps + 1);
-    s->length = TAKE(a, size_t, s->B + 1);
-    s->flip = s->D > 1 ? TAKE(a, int64_t, s->R + 1) : NULL;
-    s->ids = stack->onehot ? TAKE(a, int64_t, s->R + 1) : NULL;
-    s->masks = args->masks && s->L > 1 ? TAKE(a, T, (s->L - 1) * s->R * s->D * s->H) : NULL;
-    s->layers = TAKE(a, layer_run, s->L * s->D);
-    if (a->base) memcpy(offsets, s->offsets, (s->steps + 1) * sizeof(int64_t));
-    if (a->base) s->offsets = offsets;
-    size_t GH = (size_t)s->shape.gates * s->Hp;
-    /* Everything of a layer; scratch that only lives during the call (packed weights) is kept too: it is small. */
-    for (size_t q = 0; q < s->L * s->D; q++) {
-        layer_run *run = a->base ? s->layers + q : &(layer_run){0};
-        size_t l = q / s->D;
-        const crnn_weights *w = stack->weights + q;
-        *run = (layer_run){.wih = w->weight_ih, .whh = w->weight_hh, .bih = w->bias_ih, .bhh = w->bias_hh,
-                           .ldwih = w->ld_ih, .input = l ? s->D * s->H : stack->input, .reversed = (int)(q % s->D)};
-        int onehot = l == 0 && stack->onehot, copied = !onehot && (s->keep || l > 0 || run->reversed || args->x_view.sequences);
-        run->ldx = leading(run->input);
-        run->x = copied ? take_rows(a, s->R, run->ldx) : NULL;
-        run->gates = take_rows(a, s->keep ? s->R : s->chunk_rows, s->ldg);
-        run->h = take_rows(a, s->B + s->R, s->ldh);
-        run->c = s->shape.kind == KIND_LSTM ? take_rows(a, s->B + s->R, s->ldh) : NULL;
-        run->bias = TAKE(a, T, (size_t)s->shape.slots * s->Hp);
-        if (s->small) continue;
-        run->pack_ih = onehot ? NULL : TAKE(a, T, GH * run->input);
-        run->pack_hh = TAKE(a, T, GH * s->H);
-        run->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->Hp * s->H) : NULL;
-    }
-}
-
-static void set_lengths(run_state *s)
-{
-    for (size_t i = 0; i < s->B; i++) s->length[i] = 0;
-    for (size_t t = 0; t < s->steps; t++)
-        for (size_t i = 0; i < block_rows(s, t); i++) s->length[i] = t + 1;
-    for (size_t t = 0; s->flip && t < s->steps; t++)
-        for (size_t i = 0; i < block_rows(s, t); i++)
-            s->flip[(size_t)s->offsets[t] + i] = s->offsets[s->length[i] - 1 - t] + (int64_t)i;
-}
-
-static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
-                                  crnn_tape **tape)
-{
-    run_state proto = {.stack = NULL, .shape = shape_of(stack), .B = batch->batch, .steps = batch->steps,
-                       .R = (size_t)batch->offsets[batch->steps], .H = stack->hidden, .L = stack->layers,
-                       .D = stack->directions, .offsets = batch->offsets, .keep = tape != NULL};
-    run_state *s = &proto;
-    s->Hp = round_up(s->H, VW);
-    s->UV = s->Hp / VW;
-    s->ldg = leading((size_t)s->shape.slots * s->Hp);
-    s->ldh = leading(s->Hp);
-    s->dense = s->R == s->B * s->steps;
-    s->chunk_rows = 262144 / (s->ldg * sizeof(T));
-    if (s->chunk_rows < 48) s->chunk_rows = 48;
-    if (s->chunk_rows > s->R) s->chunk_rows = s->R;
-    if (s->chunk_rows < s->B) s->chunk_rows = s->B;
-    s->small = s->R <= SMALL_ROWS;
-    s->zero_start = args->h0 == NULL;
-    choose_threads(s, stack->input);
-    arena measure = {0};
-    lay_out(&measure, s, stack, args);
-    size_t total = measure.used + round_up(sizeof(run_state), CRNN_LINE);
-    if (measure.overflow || total < measure.used) return CRNN_NOMEM;
-    char *block = crnn_allocate(total);
-    if (!block) return CRNN_NOMEM;
-    s = (run_state *)(void *)block;
-    *s = proto;
-    arena place = {.base = block + round_up(sizeof(run_state), CRNN_LINE)};
-    lay_out(&place, s, stack, args);
-    s->head.kernels = &THIS_KERNELS;
-    s->head.bytes = total;
-    set_lengths(s);
+    size_t LD = s->L * s->D, BH = s->B * s->H;
     if (s->ids) memcpy(s->ids, args->ids, s->R * sizeof(int64_t));
     if (s->masks) memcpy(s->masks, args->masks, (s->L - 1) * s->R * s->D * s->H * sizeof(T));
-    for (size_t q = 0; q < s->L * s->D; q++) {
+    for (size_t q = 0; q < LD; q++) {
         layer_run *run = s->layers + q;
         const T *h0 = args->h0, *c0 = args->c0;
-        copy_rows_padded(run->h, s->ldh, h0 ? h0 + q * s->B * s->H : NULL, s->H, s->B);
-        if (run->c) copy_rows_padded(run->c, s->ldh, c0 ? c0 + q * s->B * s->H : NULL, s->H, s->B);
-        set_bias(s, run);
+        copy_rows_padded(run->h, s->ldh, h0 ? h0 + q * BH : NULL, s->H, s->B);
+        if (run->c) copy_rows_padded(run->c, s->ldh, c0 ? c0 + q * BH : NULL, s->H, s->B);
+        if (run->bias) start_gates(s, run, run->bias, 0, s->UV);
     }
-    forward_call call = {.s = s, .args = args};
+    forward_call call = {.s = s, .args = *args};
     for (int i = 0; i < CRNN_MAX_THREADS; i++) call.bad[i] = -1;
-    crnn_parallel(s->threads, s->small, forward_work, &call);
+    crnn_parallel(s->plan.threads, s->plan.brief, forward_work, &call);
+    if (s->small) copy_outputs(s, args->y, 0, s->R);
+    for (size_t q = 0; q < LD; q++)
+        for (size_t i = 0; i < s->B; i++) {
+            size_t row = last_state_row(s, i) * s->ldh, out = q * BH + i * s->H;
+            if (args->h_n) memcpy((T *)args->h_n + out, s->layers[q].h + row, s->H * sizeof(T));
+            if (args->c_n && s->layers[q].c) memcpy((T *)args->c_n + out, s->layers[q].c + row, s->H * sizeof(T));
+        }
     if (args->bad) *args->bad = first_bad(call.bad);
-    if (tape) *tape = &s->head;
-    else crnn_release(block);
-    return CRNN_OK;
+}
+
+/* One step from the states in place. */
+static void run_step(run_state *s, const void *x, void *y)
+{
+    if (s->ids) memcpy(s->ids, x, s->R * sizeof(int64_t));
+    forward_call call = {.s = s, .args = {.x = s->ids ? NULL : x}, .turn = s->turn ^= 1};
+    crnn_parallel(s->plan.threads, s->plan.brief, forward_work, &call);
+    copy_outputs(s, y, 0, s->R);
+    for (size_t q = 0; q < s->L; q++) memcpy(s->layers[q].h, s->layers[q].h + s->B * s->ldh, s->B * s->ldh * sizeof(T));
 }

@@ -16,6 +16,12 @@ typedef struct {
 
 typedef enum { BY_SEQUENCES, BY_UNITS, ALONE } split_kind;
 
+/* How threads share the time loops, forward and backward; all else is shared always. */
+typedef struct {
+    int threads, brief; /* brief: a few tens of microseconds */
+    split_kind forward, backward;
+} thread_plan;
+
 typedef struct {
     struct crnn_tape head;
     const crnn_stack *stack;
@@ -30,10 +36,11 @@ typedef struct {
     int keep;
     int small;               /* so few rows that packing the weights would cost more than it saves (small.h) */
     int zero_start;          /* no initial state was given */
-    int threads;
-    split_kind split, split_back; /* how threads share the time loops; all else is shared always */
+    int stepping;            /* one step again and again: states stay in rows 0..B-1 of h and c */
+    thread_plan plan;
     size_t chunk_rows;
     layer_run *layers;       /* (L*D) */
+    _Alignas(CRNN_LINE) int turn; /* stepping: parity of the step; all before stays in the workers' caches */
 } run_state;
 
 /* Bump allocation in two passes over the same code: first to measure (base null), then to hand out. */
@@ -95,8 +102,15 @@ static int64_t first_bad(const int64_t *bad)
     return first;
 }
 
-/* Rows up to which the weights are used as they lie; packing pays from about this many rows on. */
-#define SMALL_ROWS 8
+/* Rows up to which the weights are used as they lie: a short call, or one step. Sums along the rows of the weights cost a
+ * turn of vectors each, which wide layers notice less than narrow ones; packing costs a pass over the weights. They meet at
+ * about one row for every 16 inputs (one step: 10 rows with 64 units, 18 with 128, more than 32 from 256 on). */
+#define SHORT_ROWS 8
+#define SMALL_ROWS 32
+static int few_rows(size_t rows, size_t steps, size_t inputs)
+{
+    return rows <= SHORT_ROWS || (steps == 1 && rows <= SMALL_ROWS && rows <= inputs / 16);
+}
 
 /* A team costs about 2 us to start and a barrier 0.3 us. Enough sequences: each thread takes some for the whole loop.
  * Few but wide: all threads take all sequences and some units, meeting once per step; a thread's share of W_hh then
@@ -106,19 +120,18 @@ static int64_t first_bad(const int64_t *bad)
  * each thread would need the other's gate gradients of the same step. */
 #define WIDE_BYTES ((size_t)1 << 20)
 #define FEW_ROWS 16
-static void choose_threads(run_state *s, size_t input)
+static thread_plan choose_threads(const run_state *s, size_t input)
 {
     double flops = 2.0 * (double)s->R * (double)(s->shape.gates * s->H) * (double)(input + s->H) * (double)s->L;
     size_t most = (size_t)crnn_get_threads();
-    if (flops < (s->small ? 6e5 : 1e6) || s->UV < most) most = 1;
+    if (flops < (s->small ? 1e5 : 1e6) || s->UV < most) most = 1;
+    if (most > 1 && flops < 1e6 && flops < 7e11 * crnn_handover((int)most)) most = 1;
     double weights = (double)(s->shape.gates * s->H) * (double)s->H, step_flops = 2.0 * (double)s->B * weights;
-    s->threads = (int)most;
-    if (s->B >= most * 8) s->split = BY_SEQUENCES;
-    else if (step_flops >= 6e4) s->split = BY_UNITS;
-    else s->split = s->B >= most * 4 ? BY_SEQUENCES : ALONE;
-    if (most == 1) s->split = BY_SEQUENCES;
-    s->split_back = s->split;
-    if (most > 1 && weights * sizeof(T) >= WIDE_BYTES && s->B < most * FEW_ROWS) s->split = BY_UNITS;
+    split_kind split = s->B >= most * 4 ? BY_SEQUENCES : ALONE;
+    if (most == 1 || (s->B >= most * 8 && !s->small)) split = BY_SEQUENCES;
+    else if (step_flops >= 6e4) split = BY_UNITS;
+    int wide = most > 1 && weights * sizeof(T) >= WIDE_BYTES && s->B < most * FEW_ROWS;
+    return (thread_plan){(int)most, s->small && flops < 2e6, wide ? BY_UNITS : split, split};
 }
 
 /* Sequences [*lo, *hi) of this thread, so that the rows (sum of lengths) are shared evenly. */

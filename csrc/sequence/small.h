@@ -1,4 +1,5 @@
-/* A few rows only (a streaming step): the weights are read once, as they lie, by dot products along their rows. */
+/* A few rows only (a streaming step): the weights are read once, as they lie, by dot products along their rows. Every sum
+ * runs over the lanes in the same order, whichever tile it falls in: a row's results do not depend on the other rows. */
 
 /* acc[l] += W[l] * x, element-wise over the row, for VW rows of W of which `valid` exist (the others repeat the last).
  * The last partial vector is read from K - VW on, against a copy of x whose lanes already done are zero. Rows shorter
@@ -11,32 +12,25 @@ INLINE void dot_rows(V *acc, const T *W, size_t ldw, size_t valid, const T *x, c
         UNROLL(4) for (int q = 0; q < (LANE_COUNT > 4 ? LANE_COUNT / 4 : 1); q++) p[q] = W + (size_t)q * 4 * ldw;
         for (size_t k = 0; k < whole; k += VW) {
             V xv = load(x + k);
-            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] += load(p[l / 4] + (size_t)(l % 4) * ldw + k) * xv;
+            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = MULADD(load(p[l / 4] + (size_t)(l % 4) * ldw + k), xv, acc[l]);
         }
     } else {
         for (size_t k = 0; k < whole; k += VW) {
             V xv = load(x + k);
             UNROLL(16) for (int l = 0; l < LANE_COUNT; l++)
-                acc[l] += load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw + k) * xv;
+                acc[l] = MULADD(load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw + k), xv, acc[l]);
         }
     }
     if (whole == K) return;
     V xv = load(x_last);
-    if (whole) {
-        UNROLL(16) for (int l = 0; l < LANE_COUNT; l++)
-            acc[l] += load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw + K - VW) * xv;
-        return;
-    }
-    if (room >= (valid - 1) * ldw + VW) {
-        UNROLL(16) for (int l = 0; l < LANE_COUNT; l++)
-            acc[l] += load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw) * xv;
-        return;
-    }
+    const int copied = !whole && room < (valid - 1) * ldw + VW;
     T row[VW];
     memset(row, 0, sizeof row);
     UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) {
-        memcpy(row, W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw, K * sizeof(T));
-        acc[l] += load(row) * xv;
+        const T *w = W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw;
+        if (whole) w += K - VW;
+        else if (copied) w = memcpy(row, w, K * sizeof(T));
+        acc[l] = MULADD(load(w), xv, acc[l]);
     }
 }
 
@@ -49,72 +43,182 @@ INLINE void last_vector(T *out, const T *x, size_t K)
     else memcpy(out, x, rest * sizeof(T));
 }
 
-/* Gate pre-activations of one row: slot += W_ih x (where x enters that slot) + W_hh h. */
-NOINLINE void small_row(const run_state *s, const layer_run *run, const cell_product *product, T *gates, const T *x,
-                        const T *h, size_t u0, size_t u1)
+/* One matrix and the rows it multiplies, as the tiles below read them. */
+typedef struct {
+    const T *W;    /* first of the tile's rows of weights */
+    size_t ldw, K, room;
+    const T *v;    /* rows of x or of h */
+    size_t ldv;
+    const T *last; /* their last vectors (last_vector), side by side */
+} dot_source;
+
+/* acc[i*4 + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= 4 rows of W. */
+INLINE void dot_tile(const int mr, V *acc, const dot_source *s, size_t columns)
 {
-    T x_last[VW], h_last[VW];
+    const T *w[4], *v[8];
+    UNROLL(4) for (int j = 0; j < 4; j++) w[j] = s->W + ((size_t)j < columns ? (size_t)j : columns - 1) * s->ldw;
+    UNROLL(8) for (int i = 0; i < mr; i++) v[i] = s->v + (size_t)i * s->ldv;
+    size_t whole = s->K / VW * VW;
+    for (size_t k = 0; k < whole; k += VW) {
+        V wv[4];
+        UNROLL(4) for (int j = 0; j < 4; j++) wv[j] = load(w[j] + k);
+        UNROLL(8) for (int i = 0; i < mr; i++) {
+            V vv = load(v[i] + k);
+            UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] = MULADD(wv[j], vv, acc[i * 4 + j]);
+        }
+    }
+    if (whole == s->K) return;
+    T edge[4][VW];
+    if (whole) {
+        UNROLL(4) for (int j = 0; j < 4; j++) w[j] += s->K - VW;
+    } else if (s->room < (columns - 1) * s->ldw + VW) {
+        memset(edge, 0, sizeof edge);
+        UNROLL(4) for (int j = 0; j < 4; j++) w[j] = memcpy(edge[j], w[j], s->K * sizeof(T));
+    }
+    UNROLL(8) for (int i = 0; i < mr; i++) {
+        V vv = load(s->last + (size_t)i * VW);
+        UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] = MULADD(load(w[j]), vv, acc[i * 4 + j]);
+    }
+}
+
+/* out[i*ldo + j] += W[j] . v[i], summed over the sources, of which the second may be null. */
+INLINE void dot_tile_sum(const int mr, const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo)
+{
+    V acc[8 * 4];
+    const int half = (LANE_COUNT + 1) / 2, sums_of = (mr * 4 + half - 1) / half * half;
+    UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
+    dot_tile(mr, acc, one, columns);
+    if (two) dot_tile(mr, acc, two, columns);
+    T sums[8 * 4 + LANE_COUNT] = {0};
+    UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
+        store(sums + i, lane_sums(acc + i, sums_of - i < LANE_COUNT ? half : LANE_COUNT));
+    for (int i = 0; i < mr; i++)
+        for (size_t j = 0; j < columns; j++) out[(size_t)i * ldo + j] += sums[i * 4 + (int)j];
+}
+
+#define DOT_TILE(mr)                                                                                                    \
+    NOINLINE void dot_tile_##mr(const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo)       \
+    {                                                                                                                   \
+        dot_tile_sum(mr, one, two, columns, out, ldo);                                                                  \
+    }
+typedef void (*dot_tile_function)(const dot_source *, const dot_source *, size_t, T *, size_t);
+DOT_TILE(1) DOT_TILE(2)
+#if DOT_ROWS > 2
+DOT_TILE(3) DOT_TILE(4) DOT_TILE(5) DOT_TILE(6)
+static const dot_tile_function dot_tiles[DOT_ROWS + 1] = {NULL,       dot_tile_1, dot_tile_2, dot_tile_3,
+                                                          dot_tile_4, dot_tile_5, dot_tile_6};
+#else
+static const dot_tile_function dot_tiles[DOT_ROWS + 1] = {NULL, dot_tile_1, dot_tile_2};
+#endif
+
+/* `valid` units of one gate for several rows: both sources at once, or null. */
+static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo)
+{
+    const dot_source *one = h.v ? &h : &x, *two = h.v && x.v ? &x : NULL;
+    const T *h0 = h.v, *x0 = x.v, *h_last = h.last, *x_last = x.last;
+    for (size_t j = 0; one->v && j < valid; j += 4) {
+        size_t columns = valid - j < 4 ? valid - j : 4;
+        for (size_t i = 0; i < rows;) {
+            size_t mr = next_rows(rows - i, DOT_ROWS);
+            if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
+            if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
+            dot_tiles[mr](one, two, columns, out + i * ldo + j, ldo);
+            i += mr;
+        }
+        h.W += 4 * h.ldw, h.room -= columns * h.ldw;
+        x.W += 4 * x.ldw, x.room -= columns * x.ldw;
+    }
+}
+
+/* The rows that enter a step: x and h, where they are there. */
+typedef struct {
+    size_t rows;
+    const T *x, *h;
+    size_t ldx, ldh;
+} step_input;
+
+/* One row: sixteen units at a time, so that every weight is an operand in memory and the sums are turned at once. */
+INLINE void one_row(dot_source h, dot_source x, size_t valid, T *out)
+{
+    V acc[LANE_COUNT];
+    UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
+    if (h.v) dot_rows(acc, h.W, h.ldw, valid, h.v, h.last, h.K, h.room);
+    if (x.v) dot_rows(acc, x.W, x.ldw, valid, x.v, x.last, x.K, x.room);
+    store(out, load(out) + lane_sums(acc, LANE_COUNT));
+}
+
+/* Gate pre-activations: slot += W_ih x (where x enters that slot) + W_hh h. */
+NOINLINE void small_product(const run_state *s, const layer_run *run, const cell_product *product, T *gates,
+                            const step_input *in, size_t u0, size_t u1, int backwards)
+{
+    T x_last[SMALL_ROWS * VW], h_last[SMALL_ROWS * VW];
     size_t H = s->H, K = run->input, rows = (size_t)s->shape.gates * H;
-    if (x) last_vector(x_last, x, K);
-    if (h) last_vector(h_last, h, H);
-    for (size_t u = u0; u < u1; u++) {
+    for (size_t i = 0; i < in->rows; i++) {
+        if (in->x) last_vector(x_last + i * VW, in->x + i * in->ldx, K);
+        if (in->h) last_vector(h_last + i * VW, in->h + i * in->ldh, H);
+    }
+    for (size_t n = u0; n < u1; n++) {
+        size_t u = backwards ? u1 - 1 - (n - u0) : n;
         size_t valid = H - u * VW < VW ? H - u * VW : VW;
-        for (int q = 0; q < product->gates; q++) {
+        for (int p = 0; p < product->gates; p++) {
+            int q = backwards ? product->gates - 1 - p : p;
             size_t row = (size_t)product->gate[q] * H + u * VW;
-            int both = product->slot[q] == product->gate[q];
+            dot_source h = {run->whh + row * H, H, H, (rows - row) * H, in->h, in->ldh, h_last};
+            dot_source x = {run->wih + row * K, K, K, (rows - row) * K, in->x, in->ldx, x_last};
             T *out = gates + (size_t)product->slot[q] * s->Hp + u * VW;
-            V acc[LANE_COUNT];
-            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
-            if (h) dot_rows(acc, run->whh + row * H, H, valid, h, h_last, H, (rows - row) * H);
-            if (!both) { /* GRU, reset after: the candidate's two products stay apart */
-                store(out, load(out) + lane_sums(acc, LANE_COUNT));
+            if (product->slot[q] != product->gate[q]) { /* GRU, reset after: the candidate's two products stay apart */
+                dot_source none = x;
+                none.v = NULL;
+                if (in->rows == 1) one_row(h, none, valid, out);
+                else dot_columns(h, none, in->rows, valid, out, s->ldg);
+                h.v = NULL;
                 out = gates + (size_t)product->gate[q] * s->Hp + u * VW;
-                UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
             }
-            if (x) dot_rows(acc, run->wih + row * K, K, valid, x, x_last, K, (rows - row) * K);
-            store(out, load(out) + lane_sums(acc, LANE_COUNT));
+            if (in->rows == 1) one_row(h, x, valid, out);
+            else dot_columns(h, x, in->rows, valid, out, s->ldg);
         }
     }
 }
 
 static void small_step(const run_state *s, const layer_run *run, const cell_product *product, size_t t, size_t gate_base,
-                       const T *x, size_t ldx, size_t i0, size_t i1, size_t u0, size_t u1, int candidate)
+                       const T *x, size_t ldx, size_t i0, size_t i1, size_t u0, size_t u1, int candidate, int backwards)
 {
     size_t n = block_rows(s, t), hi = i1 < n ? i1 : n;
-    for (size_t i = i0; i < hi && u0 < u1; i++) {
-        size_t row = (size_t)s->offsets[t] + i, before = state_row_before(s, t) + i, col = u0 * VW;
-        T *gates = run->gates + (row - gate_base) * s->ldg;
-        const T *h = candidate ? gates + 3 * s->Hp : run->h + before * s->ldh;
-        if (t == 0 && s->zero_start) h = NULL;
-        small_row(s, run, product, gates, x ? x + row * ldx : NULL, h, u0, u1);
-        size_t prev = before * s->ldh + col, next = (s->B + row) * s->ldh + col;
-        forward_patch patch = {gates + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev : NULL, run->h + next,
-                               run->c ? run->c + next : NULL, s->ldh};
-        if (candidate) gru_before_state(&patch, 1, u1 - u0, s->shape.z_state);
-        else cell_forward(&s->shape, &patch, 1, u1 - u0);
-    }
+    if (i0 >= hi || u0 >= u1) return;
+    size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0, col = u0 * VW;
+    T *gates = run->gates + (row - gate_base) * s->ldg;
+    step_input in = {.rows = hi - i0, .x = x ? x + row * ldx : NULL, .ldx = ldx};
+    in.h = candidate ? gates + 3 * s->Hp : run->h + before * s->ldh;
+    in.ldh = candidate ? s->ldg : s->ldh;
+    if (t == 0 && s->zero_start) in.h = NULL;
+    small_product(s, run, product, gates, &in, u0, u1, backwards);
+    size_t prev = before * s->ldh + col, next = (s->B + row) * s->ldh + col, next_c = s->stepping ? prev : next;
+    forward_patch patch = {gates + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev : NULL, run->h + next,
+                           run->c ? run->c + next_c : NULL, s->ldh};
+    if (candidate) gru_before_state(&patch, hi - i0, u1 - u0, s->shape.z_state);
+    else cell_forward(&s->shape, &patch, hi - i0, u1 - u0);
 }
 
+/* `last`: of the layers, so that the end of the whole job serves as its last barrier. */
 static void small_loop(const run_state *s, const layer_run *run, const T *x, size_t ldx, size_t i0, size_t i1, size_t u0,
-                       size_t u1, crnn_team *team)
+                       size_t u1, int turn, int last, crnn_team *team)
 {
     const cell_product *candidate = &s->shape.candidate;
     for (size_t t = 0; t < s->steps; t++) {
         size_t gate_base = s->keep ? 0 : (size_t)s->offsets[t], n = block_rows(s, t), hi = i1 < n ? i1 : n;
+        int backwards = (int)(t & 1) ^ turn, meet = s->plan.forward == BY_UNITS && !(last && t + 1 == s->steps);
         for (size_t i = i0; i < hi && u0 < u1; i++) {
             size_t row = (size_t)s->offsets[t] + i;
             T *gates = run->gates + (row - gate_base) * s->ldg;
-            if (!x) project_onehot(s, run, gates, row, 1, u0, u1);
-            for (int slot = x ? 0 : 3; slot < s->shape.slots; slot++)
-                if (x || s->shape.kind == KIND_GRU_AFTER)
-                    memcpy(gates + (size_t)slot * s->Hp + u0 * VW, run->bias + (size_t)slot * s->Hp + u0 * VW,
-                           (u1 - u0) * VW * sizeof(T));
+            start_gates(s, run, gates, u0, u1);
+            if (!x) project_onehot(s, run, gates, gates, row, 1, u0, u1);
         }
-        small_step(s, run, &s->shape.recurrent, t, gate_base, x, ldx, i0, i1, u0, u1, 0);
-        if (s->split == BY_UNITS) crnn_barrier(team);
-        if (!candidate->gates) continue;
-        small_step(s, run, candidate, t, gate_base, x, ldx, i0, i1, u0, u1, 1);
-        if (s->split == BY_UNITS) crnn_barrier(team);
+        small_step(s, run, &s->shape.recurrent, t, gate_base, x, ldx, i0, i1, u0, u1, 0, backwards);
+        if (candidate->gates) {
+            if (s->plan.forward == BY_UNITS) crnn_barrier(team);
+            small_step(s, run, candidate, t, gate_base, x, ldx, i0, i1, u0, u1, 1, backwards);
+        }
+        if (meet) crnn_barrier(team);
     }
-    if (s->split != BY_UNITS) crnn_barrier(team);
+    if (s->plan.forward != BY_UNITS && !last) crnn_barrier(team);
 }

@@ -101,7 +101,7 @@ static void gradients_of_start(const backward_call *call)
 static void pack_weights_back(const backward_call *call, int rank, crnn_team *team)
 {
     const run_state *s = call->s;
-    int size = crnn_team_size(team), by_units = s->split_back == BY_UNITS && call->args->truncation != CRNN_WINDOW;
+    int size = crnn_team_size(team), by_units = s->plan.backward == BY_UNITS && call->args->truncation != CRNN_WINDOW;
     for (size_t q = 0; q < s->L * s->D; q++) {
         const layer_run *run = s->layers + q;
         const layer_back *back = call->layers + q;
@@ -197,7 +197,7 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
         if (back->dc0) memset(back->dc0, 0, s->B * s->ldh * sizeof(T));
         if (call.overlap) memset(back->sum, 0, s->R * s->ldg * sizeof(T));
     }
-    crnn_parallel(s->threads, s->small, backward_work, &call);
+    crnn_parallel(s->plan.threads, s->plan.brief, backward_work, &call);
     if (args->bad) *args->bad = first_bad(bad);
     crnn_release(block);
     return CRNN_OK;

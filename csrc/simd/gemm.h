@@ -34,8 +34,8 @@ INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
             V bv[4];
             UNROLL(4) for (int j = 0; j < nv; j++) bv[j] = load(b + (size_t)j * VW);
             UNROLL(8) for (int i = 0; i < mr; i++) {
-                T s = a[(size_t)i * ars];
-                UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] += s * bv[j];
+                V s = splat(a[(size_t)i * ars]);
+                UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] = MULADD(s, bv[j], acc[i][j]);
             }
             a += aks;
             b += ldb;
@@ -194,7 +194,7 @@ INLINE void dot_body(const int mr, DOT_ARGUMENTS)
         UNROLL(4) for (int j = 0; j < 4; j++) bv[j] = load(bp[j] + k);
         UNROLL(8) for (int i = 0; i < mr; i++) {
             V av = load(ap[i] + k);
-            UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] += av * bv[j];
+            UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] = MULADD(av, bv[j], acc[i * 4 + j]);
         }
     }
     T sums[8 * 4 + LANE_COUNT] = {0};

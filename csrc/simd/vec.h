@@ -1,8 +1,13 @@
-/* Vectors without intrinsics: GCC/Clang vector extensions, one source for every instruction set and both dtypes.
- * The including file defines CRNN_DOUBLE (0 or 1) and CRNN_VBYTES (sizeof(T) for the scalar build). */
+/* Vectors in GCC/Clang vector extensions (one intrinsic alone, the fused multiply-add): one source for every instruction
+ * set and both dtypes. The including file defines CRNN_DOUBLE (0 or 1) and CRNN_VBYTES (sizeof(T) for the scalar build). */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if CRNN_VBYTES >= 32
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #if CRNN_DOUBLE
 typedef double T;
@@ -55,6 +60,28 @@ INLINE size_t leading(size_t n)
     return (lines | 1) * per_line;
 }
 
+/* a * b + c in one rounding wherever the instruction set has it. Left to the compiler, a product that two sums share is not
+ * fused, and results would depend on the shape of the code around it. */
+#if CRNN_VBYTES == 64 && CRNN_DOUBLE
+#define MULADD(a, b, c) ((V)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
+#elif CRNN_VBYTES == 64
+#define MULADD(a, b, c) ((V)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#elif CRNN_VBYTES == 32 && CRNN_DOUBLE
+#define MULADD(a, b, c) ((V)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
+#elif CRNN_VBYTES == 32
+#define MULADD(a, b, c) ((V)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#elif defined(__aarch64__) && CRNN_VBYTES == 16 && CRNN_DOUBLE
+#define MULADD(a, b, c) ((V)vfmaq_f64((float64x2_t)(c), (float64x2_t)(a), (float64x2_t)(b)))
+#elif defined(__aarch64__) && CRNN_VBYTES == 16
+#define MULADD(a, b, c) ((V)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#elif defined(__aarch64__) && CRNN_DOUBLE
+#define MULADD(a, b, c) ((V){__builtin_fma((a)[0], (b)[0], (c)[0])})
+#elif defined(__aarch64__)
+#define MULADD(a, b, c) ((V){__builtin_fmaf((a)[0], (b)[0], (c)[0])})
+#else /* x86 without FMA, where there is nothing to fuse */
+#define MULADD(a, b, c) ((a) * (b) + (c))
+#endif
+
 /* Lane sums of several vectors at once: out lane l = sum of the lanes of v[l]; destroys v. Rounds of "fold one half of a
  * onto it, one half of b onto it". */
 #if CRNN_VBYTES == 64 && !CRNN_DOUBLE
@@ -89,24 +116,33 @@ INLINE size_t leading(size_t n)
 #define FOLD_ROUND(s) for (int i_ = 0; i_ < (s); i_++) v[i_] = FOLD(v[i_], v[i_ + (s)], s)
 #endif
 
-/* For n = LANE_COUNT vectors, or half as many: lanes n.. of the result then repeat the others. */
+/* For n = LANE_COUNT vectors, or half as many: lanes n.. of the result then repeat the others. Lanes are added in the same
+ * order in both cases: LANE_COUNT / 2 apart last. */
+#if LANE_COUNT > 1
+INLINE V half_lane_sums(V *v)
+{
+#if LANE_COUNT == 16
+    UNROLL(4) FOLD_ROUND(4);
+#endif
+#if LANE_COUNT >= 8
+    UNROLL(2) FOLD_ROUND(2);
+#endif
+#if LANE_COUNT >= 4
+    FOLD_ROUND(1);
+#endif
+    return v[0];
+}
+#endif
+
 INLINE V lane_sums(V *v, const int n)
 {
     (void)n;
-#if LANE_COUNT == 16
-    if (n > 8) UNROLL(8) FOLD_ROUND(8);
-#endif
-#if LANE_COUNT >= 8
-    if (n > 4) UNROLL(4) FOLD_ROUND(4);
-#endif
-#if LANE_COUNT >= 4
-    if (n > 2) UNROLL(2) FOLD_ROUND(2);
-#endif
-#if LANE_COUNT >= 2
-    if (n > 1) FOLD_ROUND(1);
-    if (n * 2 == LANE_COUNT) v[0] += SHUFFLE2(v[0], v[0], OTHER_LANE, LANE_COUNT / 2);
-#endif
+#if LANE_COUNT > 1
+    V low = half_lane_sums(v), high = n == LANE_COUNT ? half_lane_sums(v + LANE_COUNT / 2) : low;
+    return FOLD(low, high, LANE_COUNT / 2);
+#else
     return v[0];
+#endif
 }
 
 INLINE T lane_sum(V v)

@@ -1,0 +1,128 @@
+/* From a call's arguments to a run that can start, and the calls themselves. */
+
+/* Lays out the run in the arena; called once to measure and once to place. */
+static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_forward_args *args)
+{
+    int64_t *offsets = TAKE(a, int64_t, s->steps + 1);
+    s->length = TAKE(a, size_t, s->B + 1);
+    s->flip = s->D > 1 ? TAKE(a, int64_t, s->R + 1) : NULL;
+    s->ids = stack->onehot ? TAKE(a, int64_t, s->R + 1) : NULL;
+    s->masks = args->masks && s->L > 1 ? TAKE(a, T, (s->L - 1) * s->R * s->D * s->H) : NULL;
+    s->layers = TAKE(a, layer_run, s->L * s->D);
+    if (a->base) memcpy(offsets, s->offsets, (s->steps + 1) * sizeof(int64_t));
+    if (a->base) s->offsets = offsets;
+    size_t GH = (size_t)s->shape.gates * s->Hp;
+    T *h = take_rows(a, s->L * s->D * (s->B + s->R), s->ldh);
+    T *c = s->shape.kind == KIND_LSTM ? take_rows(a, s->L * s->D * (s->B + s->R), s->ldh) : NULL;
+    /* Everything of a layer; scratch that only lives during the call (packed weights) is kept too: it is small. */
+    for (size_t q = 0; q < s->L * s->D; q++) {
+        layer_run *run = a->base ? s->layers + q : &(layer_run){0};
+        size_t l = q / s->D;
+        const crnn_weights *w = stack->weights + q;
+        *run = (layer_run){.wih = w->weight_ih, .whh = w->weight_hh, .bih = w->bias_ih, .bhh = w->bias_hh,
+                           .ldwih = w->ld_ih, .input = l ? s->D * s->H : stack->input, .reversed = (int)(q % s->D)};
+        int onehot = l == 0 && stack->onehot, copied = !onehot && (s->keep || l > 0 || run->reversed || args->x_view.sequences);
+        run->ldx = leading(run->input);
+        run->x = copied ? take_rows(a, s->R, run->ldx) : NULL;
+        run->gates = take_rows(a, s->keep ? s->R : s->chunk_rows, s->ldg);
+        run->h = a->base ? h + q * (s->B + s->R) * s->ldh : NULL;
+        run->c = a->base && c ? c + q * (s->B + s->R) * s->ldh : NULL;
+        if (s->small) continue;
+        run->bias = TAKE(a, T, (size_t)s->shape.slots * s->Hp);
+        run->pack_ih = onehot ? NULL : TAKE(a, T, GH * run->input);
+        run->pack_hh = TAKE(a, T, GH * s->H);
+        run->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->Hp * s->H) : NULL;
+    }
+}
+
+static void set_lengths(run_state *s)
+{
+    for (size_t i = 0; i < s->B; i++) s->length[i] = 0;
+    for (size_t t = 0; t < s->steps; t++)
+        for (size_t i = 0; i < block_rows(s, t); i++) s->length[i] = t + 1;
+    for (size_t t = 0; s->flip && t < s->steps; t++)
+        for (size_t i = 0; i < block_rows(s, t); i++)
+            s->flip[(size_t)s->offsets[t] + i] = s->offsets[s->length[i] - 1 - t] + (int64_t)i;
+}
+
+/* Everything but the values: sizes, threads, one block of memory. */
+static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep,
+                           run_state **out)
+{
+    run_state proto = {.stack = NULL, .shape = shape_of(stack), .B = batch->batch, .steps = batch->steps,
+                       .R = (size_t)batch->offsets[batch->steps], .H = stack->hidden, .L = stack->layers,
+                       .D = stack->directions, .offsets = batch->offsets, .keep = keep};
+    run_state *s = &proto;
+    s->Hp = round_up(s->H, VW);
+    s->UV = s->Hp / VW;
+    s->ldg = leading((size_t)s->shape.slots * s->Hp);
+    s->ldh = leading(s->Hp);
+    s->dense = s->R == s->B * s->steps;
+    s->chunk_rows = 262144 / (s->ldg * sizeof(T));
+    if (s->chunk_rows < 48) s->chunk_rows = 48;
+    if (s->chunk_rows > s->R) s->chunk_rows = s->R;
+    if (s->chunk_rows < s->B) s->chunk_rows = s->B;
+    s->small = few_rows(s->R, s->steps, stack->input + s->H);
+    s->zero_start = args->h0 == NULL;
+    s->plan = choose_threads(s, stack->input);
+    arena measure = {0};
+    lay_out(&measure, s, stack, args);
+    size_t total = measure.used + round_up(sizeof(run_state), CRNN_LINE);
+    if (measure.overflow || total < measure.used) return CRNN_NOMEM;
+    char *block = crnn_allocate(total);
+    if (!block) return CRNN_NOMEM;
+    s = (run_state *)(void *)block;
+    *s = proto;
+    arena place = {.base = block + round_up(sizeof(run_state), CRNN_LINE)};
+    lay_out(&place, s, stack, args);
+    s->head.kernels = &THIS_KERNELS;
+    s->head.bytes = total;
+    set_lengths(s);
+    *out = s;
+    return CRNN_OK;
+}
+
+static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
+                                  crnn_tape **tape)
+{
+    run_state *s;
+    crnn_status status = prepare(stack, batch, args, tape != NULL, &s);
+    if (status != CRNN_OK) return status;
+    run_forward(s, args);
+    if (tape) *tape = &s->head;
+    else crnn_release(s);
+    return CRNN_OK;
+}
+
+/* One step of a few rows again and again: what does not change from step to step is prepared once, and states stay where
+ * they are. The weights are read where they are each time; more rows would want them packed, a copy per stepper. */
+static crnn_status kernel_stepper(const crnn_stack *stack, size_t batch, crnn_tape **out)
+{
+    if (!few_rows(batch, 1, stack->input + stack->hidden)) return CRNN_UNSUPPORTED;
+    int64_t offsets[2] = {0, (int64_t)batch};
+    T present = 0;
+    run_state *s;
+    crnn_status status = prepare(stack, &(crnn_batch){batch, 1, offsets}, &(crnn_forward_args){.h0 = &present}, 0, &s);
+    if (status != CRNN_OK) return status;
+    s->stepping = 1;
+    for (size_t q = 0; q < s->L; q++) {
+        copy_rows_padded(s->layers[q].h, s->ldh, NULL, s->H, s->B);
+        if (s->layers[q].c) copy_rows_padded(s->layers[q].c, s->ldh, NULL, s->H, s->B);
+    }
+    *out = &s->head;
+    return CRNN_OK;
+}
+
+static void kernel_step(crnn_tape *stepper, const void *x, void *y)
+{
+    run_state *s = (run_state *)(void *)stepper;
+    thread_plan plan = choose_threads(s, s->layers[0].input);
+    if (plan.threads != s->plan.threads || plan.forward != s->plan.forward) s->plan = plan;
+    run_step(s, x, y);
+}
+
+static crnn_states kernel_states(crnn_tape *stepper)
+{
+    run_state *s = (run_state *)(void *)stepper;
+    return (crnn_states){s->layers[0].h, s->layers[0].c, (s->B + s->R) * s->ldh, s->ldh};
+}

@@ -1,0 +1,157 @@
+/* Steppers: one step at a time gives the same bits as crnn_forward step by step, for every cell and switch, stacks, one-hot
+ * input, row counts on both sides of every tile, widths around the vector's, thread counts and instruction sets; a row's
+ * results do not depend on the rows beside it; states can be read and set between steps. */
+#include "check.h"
+
+typedef struct {
+    crnn_cell cell;
+    int reset_after, z_state, onehot, bias;
+    size_t input, hidden, layers;
+} net_shape;
+
+static const net_shape SHAPES[] = {
+    {CRNN_RNN_TANH, 0, 0, 0, 1, 3, 5, 1},   {CRNN_RNN_RELU, 0, 0, 0, 0, 17, 33, 2}, {CRNN_RNN_SIGMOID, 0, 0, 1, 1, 9, 16, 1},
+    {CRNN_LSTM, 0, 0, 0, 1, 1, 1, 1},       {CRNN_LSTM, 0, 0, 0, 1, 31, 47, 2},     {CRNN_LSTM, 0, 0, 1, 1, 11, 20, 2},
+    {CRNN_LSTM, 0, 0, 0, 0, 65, 64, 1},     {CRNN_GRU, 0, 0, 0, 1, 15, 18, 2},      {CRNN_GRU, 1, 0, 0, 1, 33, 32, 1},
+    {CRNN_GRU, 1, 1, 1, 1, 7, 19, 2},       {CRNN_GRU, 0, 1, 0, 0, 64, 129, 1},     {CRNN_LSTM, 0, 0, 0, 1, 200, 130, 1},
+    {CRNN_GRU, 0, 0, 0, 1, 150, 150, 1},    {CRNN_RNN_TANH, 0, 0, 0, 1, 260, 260, 1},
+};
+enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES, STEPS = 3, MOST_ROWS = 20 };
+
+static net_shape now;
+static crnn_weights weights[2];
+static crnn_stack stack;
+static char label[160];
+
+static void make_net(crnn_dtype dtype)
+{
+    size_t G = now.cell == CRNN_LSTM ? 4 : now.cell == CRNN_GRU ? 3 : 1, GH = G * now.hidden, ld = (GH + 15) / 16 * 16;
+    for (size_t l = 0; l < now.layers; l++) {
+        size_t width = l ? now.hidden : now.input;
+        int onehot = now.onehot && l == 0;
+        double *ih = random_doubles(onehot ? width * ld : GH * width, -0.3, 0.4), *hh = random_doubles(GH * now.hidden, -0.3, 0.2);
+        double *bias = random_doubles(GH, -0.5, 1);
+        weights[l] = (crnn_weights){.weight_ih = from_doubles(dtype, ih, onehot ? width * ld : GH * width),
+                                    .weight_hh = from_doubles(dtype, hh, GH * now.hidden),
+                                    .bias_ih = now.bias ? from_doubles(dtype, bias, GH) : NULL,
+                                    .bias_hh = now.bias ? from_doubles(dtype, bias, GH) : NULL,
+                                    .ld_ih = onehot ? ld : 0};
+        free(ih), free(hh), free(bias);
+    }
+    stack = (crnn_stack){.dtype = dtype, .cell = now.cell, .reset_after = now.reset_after, .z_state = now.z_state,
+                         .onehot = now.onehot, .input = now.input, .hidden = now.hidden, .layers = now.layers,
+                         .directions = 1, .weights = weights};
+}
+
+static void *inputs(crnn_dtype dtype, size_t rows)
+{
+    if (now.onehot) {
+        int64_t *ids = (int64_t *)buffer(CRNN_F64, rows);
+        for (size_t i = 0; i < rows; i++) ids[i] = (int64_t)random_below(now.input);
+        return ids;
+    }
+    double *values = random_doubles(rows * now.input, -1, 1.5);
+    void *x = from_doubles(dtype, values, rows * now.input);
+    free(values);
+    return x;
+}
+
+static const void *input_row(crnn_dtype dtype, const void *x, size_t i)
+{
+    return (const char *)x + i * (now.onehot ? sizeof(int64_t) : now.input * element(dtype));
+}
+
+/* The stepper's states, packed as crnn_forward wants them. */
+static void copy_states(crnn_dtype dtype, crnn_stepper *stepper, size_t rows, void *h, void *c, int set)
+{
+    crnn_states at = crnn_stepper_states(stepper);
+    CHECK((at.c != NULL) == (now.cell == CRNN_LSTM), "%s: c of the states", label);
+    for (size_t l = 0; l < now.layers; l++)
+        for (size_t i = 0; i < rows; i++)
+            for (int which = 0; which < (at.c ? 2 : 1); which++) {
+                char *theirs = (char *)(which ? at.c : at.h) + (l * at.layer_step + i * at.row_step) * element(dtype);
+                char *ours = (char *)(which ? c : h) + (l * rows + i) * now.hidden * element(dtype);
+                memcpy(set ? theirs : ours, set ? ours : theirs, now.hidden * element(dtype));
+            }
+}
+
+static void check_rows(crnn_dtype dtype, size_t rows)
+{
+    size_t item = element(dtype), states = now.layers * rows * now.hidden, outputs = rows * now.hidden;
+    crnn_stepper *stepper = NULL, *alone = NULL;
+    crnn_status status = crnn_stepper_new(&stack, rows, &stepper);
+    if (rows > 8 && status == CRNN_UNSUPPORTED) return;
+    CHECK(status == CRNN_OK, "%s: crnn_stepper_new returned %d", label, (int)status);
+    CHECK(crnn_stepper_new(&stack, 1, &alone) == CRNN_OK, "%s: crnn_stepper_new of one row", label);
+    int lstm = now.cell == CRNN_LSTM;
+    double *start = random_doubles(states, -1, 1);
+    void *h = from_doubles(dtype, start, states), *c = lstm ? from_doubles(dtype, start, states) : NULL;
+    void *h_now = output_buffer(dtype, states), *c_now = output_buffer(dtype, states);
+    free(start);
+    copy_states(dtype, stepper, rows, h, c, 1);
+    int64_t offsets[2] = {0, (int64_t)rows};
+    size_t probe = random_below(rows);
+    for (size_t l = 0; l < now.layers; l++) { /* one row's states for the stepper that has it alone */
+        crnn_states at = crnn_stepper_states(alone);
+        memcpy((char *)at.h + l * at.layer_step * item, (char *)h + (l * rows + probe) * now.hidden * item, now.hidden * item);
+        if (lstm) memcpy((char *)at.c + l * at.layer_step * item, (char *)c + (l * rows + probe) * now.hidden * item, now.hidden * item);
+    }
+    for (int t = 0; t < STEPS; t++) {
+        void *x = inputs(dtype, rows), *y = output_buffer(dtype, outputs), *expected = output_buffer(dtype, outputs);
+        void *h_n = output_buffer(dtype, states), *c_n = lstm ? output_buffer(dtype, states) : NULL;
+        crnn_forward_args args = {.x = now.onehot ? NULL : x, .ids = now.onehot ? x : NULL, .h0 = h, .c0 = c,
+                                  .y = expected, .h_n = h_n, .c_n = c_n};
+        CHECK(crnn_forward(&stack, &(crnn_batch){rows, 1, offsets}, &args, NULL) == CRNN_OK, "%s: crnn_forward", label);
+        crnn_step(stepper, x, y);
+        check_same_bits(y, expected, outputs * item, "y", label);
+        copy_states(dtype, stepper, rows, h_now, c_now, 0);
+        check_same_bits(h_now, h_n, states * item, "h", label);
+        if (lstm) check_same_bits(c_now, c_n, states * item, "c", label);
+        void *y_alone = output_buffer(dtype, now.hidden);
+        crnn_step(alone, input_row(dtype, x, probe), y_alone);
+        check_same_bits(y_alone, (char *)y + probe * now.hidden * item, now.hidden * item, "y of a row alone", label);
+        h = h_n, c = c_n;
+    }
+    crnn_stepper_free(stepper);
+    crnn_stepper_free(alone);
+}
+
+static void sweep(const char *isa, crnn_dtype dtype)
+{
+    for (size_t n = 0; n < SHAPE_COUNT; n++) {
+        now = SHAPES[n];
+        make_net(dtype);
+        for (size_t rows = 1; rows <= MOST_ROWS; rows += rows < 9 ? 1 : 4)
+            for (int threads = 1; threads <= 3; threads++) {
+                crnn_set_threads(threads);
+                snprintf(label, sizeof label, "%s %s shape %zu, %zu rows, %d threads", isa, dtype_name(dtype), n, rows, threads);
+                check_rows(dtype, rows);
+            }
+        free_buffers();
+    }
+}
+
+static void refusals(void)
+{
+    now = SHAPES[1];
+    make_net(CRNN_F32);
+    crnn_stepper *stepper = NULL;
+    CHECK(crnn_stepper_new(&stack, 33, &stepper) == CRNN_UNSUPPORTED, "33 rows are too many");
+    CHECK(crnn_stepper_new(&stack, 0, &stepper) == CRNN_INVALID, "no rows");
+    stack.directions = 2;
+    CHECK(crnn_stepper_new(&stack, 1, &stepper) == CRNN_INVALID, "two directions");
+    CHECK(stepper == NULL, "a refused stepper was handed out");
+    crnn_stepper_free(NULL);
+    free_buffers();
+}
+
+int main(void)
+{
+    announce_isas();
+    on_every_isa(sweep);
+    misaligned = 1;
+    on_every_isa(sweep);
+    misaligned = 0;
+    refusals();
+    return finish("test_steps");
+}
