@@ -54,6 +54,25 @@ static void product_back(const cell_product *product, size_t H, size_t Hp, size_
     }
 }
 
+/* The same for one row and W as it lies, added to what is in out: a few of W's rows at a time, along their whole length. */
+#define LYING_ROWS 8
+static void product_lying(const cell_product *product, size_t H, size_t Hp, const T *d, const T *W, size_t u0, size_t u1,
+                          T *out, int backwards)
+{
+    size_t blocks = H / LYING_ROWS * (size_t)product->gates; /* H is a multiple of 8: one_wide_sequence */
+    for (size_t n = 0; n < blocks; n++) {
+        size_t at = (backwards ? blocks - 1 - n : n) * LYING_ROWS, g = at / H, k = at % H;
+        const T *from = d + (size_t)product->slot[g] * Hp + k, *w = W + ((size_t)product->gate[g] * H + k) * H;
+        V factor[LYING_ROWS];
+        UNROLL(8) for (int i = 0; i < LYING_ROWS; i++) factor[i] = splat(from[i]);
+        for (size_t c = u0 * VW; c < u1 * VW; c += VW) {
+            V sum = load(out + c);
+            UNROLL(8) for (int i = 0; i < LYING_ROWS; i++) sum = MULADD(factor[i], load(w + (size_t)i * H + c), sum);
+            store(out + c, sum);
+        }
+    }
+}
+
 /* Cell backward of `rows` rows that start at packed row `row`, units [u0, u1). dc: their rows in the dc buffers. */
 static void cell_rows(const backward_call *call, const layer_run *run, const layer_back *back, size_t row, size_t before,
                       size_t rows, size_t u0, size_t u1, const T *dc, T *dc_prev, T *dh_prev, const T *base)
@@ -111,7 +130,10 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
             reset_rows(call, run, back, row, before, rows, u0, u1, dh_prev);
             if (s->plan.backward == BY_UNITS) crnn_barrier(team);
         }
-        if (!cut && rows)
+        if (cut || !rows) continue;
+        if (one_wide_sequence(s))
+            product_lying(&s->shape.recurrent, s->H, s->Hp, back->d + row * s->ldg, run->whh, u0, u1, dh_prev, t & 1);
+        else
             product_back(&s->shape.recurrent, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_hh, u0, u1, rows,
                          dh_prev, s->ldh, dh_prev, t & 1);
     }

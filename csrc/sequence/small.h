@@ -140,6 +140,7 @@ typedef struct {
 /* One row: sixteen units at a time, so that every weight is an operand in memory and the sums are turned at once. */
 INLINE void one_row(dot_source h, dot_source x, size_t valid, T *out)
 {
+    if (!h.v && !x.v) return;
     V acc[LANE_COUNT];
     UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
     if (h.v) dot_rows(acc, h.W, h.ldw, valid, h.v, h.last, h.K, h.room);

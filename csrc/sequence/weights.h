@@ -107,7 +107,8 @@ static void pack_weights_back(const backward_call *call, int rank, crnn_team *te
         const layer_back *back = call->layers + q;
         const crnn_weights *w = call->stack->weights + q;
         pack_range recurrent = pack_share(by_units, s->UV, BACK_UNITS, rank, size);
-        pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, back->pack_hh, recurrent);
+        if (!one_wide_sequence(s) || call->args->truncation == CRNN_WINDOW) /* time_loop reads it as it lies */
+            pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, back->pack_hh, recurrent);
         if (back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, back->pack_n, recurrent);
         if (!back->pack_ih) continue;
         pack_backward(&s->shape.input, s->H, w->weight_ih, run->input, back->pack_ih,
