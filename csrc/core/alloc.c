@@ -62,14 +62,16 @@ void crnn_set_allocator(void *(*allocate)(size_t), void (*release)(void *))
     user_release = allocate && release ? release : NULL;
 }
 
-/* The smallest kept block that holds `bytes` and is not more than twice as large. */
+/* Of the kept blocks that hold `bytes` and are not more than twice as large, the one used last: its lines are the most
+ * likely to be in a cache, and on the right core. */
 static void *from_cache(size_t bytes)
 {
     if (!caching()) return NULL;
     int best = -1;
     for (int i = 0; i < CACHE_BLOCKS; i++) {
         size_t size = cache.blocks[i] ? head_of(cache.blocks[i])->bytes : 0;
-        if (size >= bytes && size / 2 <= bytes && (best < 0 || size < head_of(cache.blocks[best])->bytes)) best = i;
+        if (size < bytes || size / 2 > bytes) continue;
+        if (best < 0 || head_of(cache.blocks[i])->born > head_of(cache.blocks[best])->born) best = i;
     }
     void *block = NULL;
     if (best >= 0) {

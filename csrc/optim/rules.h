@@ -37,7 +37,7 @@ typedef struct {
 } update_call;
 
 /* Elements from which two threads update (or scale) a dense tensor faster than one. */
-#define UPDATE_SHARED 16384
+#define UPDATE_SHARED ((size_t)1 << 18)
 
 static void update_dense(void *context, int rank, crnn_team *team)
 {

@@ -128,18 +128,26 @@ static int one_wide_sequence(const run_state *s)
 {
     return s->B == 1 && s->H % 16 == 0 && (size_t)s->shape.gates * s->H * s->H * sizeof(T) > WIDE_BYTES;
 }
+
+/* Near cores hand over in 0.15 us, far ones in 0.5 (core/threads.c), and all that crosses between them scales with it. */
+#define FAR 3e-7 /* seconds */
 static thread_plan choose_threads(const run_state *s, size_t input)
 {
+    double weights = (double)(s->shape.gates * s->H) * (double)s->H, step_flops = 2.0 * (double)s->B * weights;
     double flops = 2.0 * (double)s->R * (double)(s->shape.gates * s->H) * (double)(input + s->H) * (double)s->L;
     size_t most = (size_t)crnn_get_threads();
-    if (flops < (s->small ? 1e5 : 1e6) || s->UV < most) most = 1;
-    if (most > 1 && flops < 1e6 && flops < 7e11 * crnn_handover((int)most)) most = 1;
-    double weights = (double)(s->shape.gates * s->H) * (double)s->H, step_flops = 2.0 * (double)s->B * weights;
-    split_kind split = s->B >= most * 4 ? BY_SEQUENCES : ALONE;
-    if (most == 1 || (s->B >= most * 8 && !s->small)) split = BY_SEQUENCES;
-    else if (step_flops >= 6e4) split = BY_UNITS;
-    int wide = most > 1 && weights * sizeof(T) >= WIDE_BYTES && s->B < most * FEW_ROWS;
-    return (thread_plan){(int)most, s->small && flops < 2e6, wide ? BY_UNITS : split, split};
+    double cross = most > 1 && flops > 1e5 ? crnn_handover((int)most) : 0;
+    if (flops < (s->small ? fmax(1e5, 7e11 * cross) : fmax(1e6, 8e12 * cross)) || s->UV < most) most = 1;
+    thread_plan plan = {(int)most, s->small && flops < 2e6, BY_SEQUENCES, BY_SEQUENCES};
+    if (most == 1) return plan;
+    if (s->B < most * 8 || s->small) {
+        if (step_flops >= (s->small ? 6e4 : fmax(6e4, 2.5e11 * cross))) plan.forward = plan.backward = BY_UNITS;
+        else if (s->B >= most * 4) plan.forward = plan.backward = BY_SEQUENCES;
+        else if (cross < FAR && flops >= 4e6) plan.forward = plan.backward = ALONE;
+        else plan.threads = 1;
+    }
+    if (plan.threads > 1 && weights * sizeof(T) >= WIDE_BYTES && s->B < most * FEW_ROWS) plan.forward = BY_UNITS;
+    return plan;
 }
 
 /* Sequences [*lo, *hi) of this thread, so that the rows (sum of lengths) are shared evenly. */

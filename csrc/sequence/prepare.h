@@ -45,6 +45,9 @@ static void set_lengths(run_state *s)
             s->flip[(size_t)s->offsets[t] + i] = s->offsets[s->length[i] - 1 - t] + (int64_t)i;
 }
 
+/* Inputs that take part in a product; a word is looked up. */
+static size_t read_width(const crnn_stack *stack) { return stack->onehot ? 0 : stack->input; }
+
 /* Everything but the values: sizes, threads, one block of memory. */
 static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep,
                            run_state **out)
@@ -62,9 +65,9 @@ static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, con
     if (s->chunk_rows < 48) s->chunk_rows = 48;
     if (s->chunk_rows > s->R) s->chunk_rows = s->R;
     if (s->chunk_rows < s->B) s->chunk_rows = s->B;
-    s->small = few_rows(s->R, s->steps, stack->input + s->H);
+    s->small = few_rows(s->R, s->steps, read_width(stack) + s->H);
     s->zero_start = args->h0 == NULL;
-    s->plan = choose_threads(s, stack->input);
+    s->plan = choose_threads(s, read_width(stack));
     arena measure = {0};
     lay_out(&measure, s, stack, args);
     size_t total = measure.used + round_up(sizeof(run_state), CRNN_LINE);
@@ -98,7 +101,7 @@ static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *bat
  * they are. The weights are read where they are each time; more rows would want them packed, a copy per stepper. */
 static crnn_status kernel_stepper(const crnn_stack *stack, size_t batch, crnn_tape **out)
 {
-    if (!few_rows(batch, 1, stack->input + stack->hidden)) return CRNN_UNSUPPORTED;
+    if (!few_rows(batch, 1, read_width(stack) + stack->hidden)) return CRNN_UNSUPPORTED;
     int64_t offsets[2] = {0, (int64_t)batch};
     T present = 0;
     run_state *s;
@@ -116,7 +119,7 @@ static crnn_status kernel_stepper(const crnn_stack *stack, size_t batch, crnn_ta
 static void kernel_step(crnn_tape *stepper, const void *x, void *y)
 {
     run_state *s = (run_state *)(void *)stepper;
-    thread_plan plan = choose_threads(s, s->layers[0].input);
+    thread_plan plan = choose_threads(s, s->ids ? 0 : s->layers[0].input);
     if (plan.threads != s->plan.threads || plan.forward != s->plan.forward) s->plan = plan;
     run_step(s, x, y);
 }
