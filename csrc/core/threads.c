@@ -206,50 +206,44 @@ static int run_team(int threads, crnn_work work, void *context)
     return awake;
 }
 
-/* Between cores that share a cache a job of nothing takes 0.15 us from call to return, between others 0.6, and a virtual
- * machine's cores change places within seconds. So it is measured, the best of a few, after a job when the last time is
- * MEASURE_AGAIN ago: the workers are awake then. If others keep them from answering, the last figure stands. */
+/* Between cores that share a cache a job of nothing takes 0.15 us from call to return, between others 0.5, and a virtual
+ * machine's cores change places within seconds. So it is measured now and then, the best of a few, once everybody is awake.
+ * If others keep the workers from answering, the last figure stands for longer. */
 #define PINGS 5
 #define MEASURE_AGAIN 0.05 /* seconds */
-#define TRY_AGAIN (PATIENCE / 4)
-#define NO_ANSWER 2e-5
+#define NO_ANSWER 1e-3
+#define LATER 1.0
+#define OFTEN 0.01         /* how soon calls must follow each other for the figure to matter */
 static _Atomic double handover = 2e-7;
 static double handover_due; /* of the pool's owner, as what follows */
 
 static void nothing(void *context, int rank, crnn_team *team) { (void)context, (void)rank, (void)team; }
 
-static void measure_handover(int threads, double now)
+static void measure_handover(int threads)
 {
-    double best = 1, start = now;
-    handover_due = now + MEASURE_AGAIN;
+    double before = crnn_seconds(), best = 1;
+    run_team(threads, nothing, NULL); /* wakes who sleeps: 50 us */
+    double start = crnn_seconds();
+    handover_due = start + (start - before < NO_ANSWER ? MEASURE_AGAIN : LATER);
+    if (start - before > NO_ANSWER) return;
     for (int i = 0; i < PINGS; i++) {
         run_team(threads, nothing, NULL);
-        double end = crnn_seconds(), took = end - start;
-        if (took < best) best = took;
-        if (took > NO_ANSWER) break;
+        double end = crnn_seconds();
+        if (end - start < best) best = end - start;
         start = end;
     }
-    if (best < NO_ANSWER) atomic_store(&handover, best);
+    atomic_store(&handover, best);
 }
 
-/* Callers in quick succession that found it too slow run alone and never come to the end of a job: for them, workers are
- * woken now and then. */
+/* Calls that run alone because of the last figure would never meet the workers again: it is measured for them too. */
 double crnn_handover(int threads)
 {
     static double last_asked;
     if (atomic_flag_test_and_set(&busy)) return atomic_load(&handover);
     double now = crnn_seconds(), since = now - last_asked;
     last_asked = now;
-    if (now >= handover_due && now >= alone_until && since < CLOSE_TOGETHER) {
-        if (pool.workers >= threads - 1 && atomic_load(&pool.sleepers) == 0) {
-            measure_handover(threads, now);
-        } else {
-            handover_due = now + TRY_AGAIN;
-            start_workers(threads);
-            atomic_fetch_add(&pool.nudge, 1);
-            wake_sleepers();
-        }
-    }
+    if (now >= handover_due && now >= alone_until && since < OFTEN && (threads = start_workers(threads)) > 1)
+        measure_handover(threads);
     atomic_flag_clear(&busy);
     return atomic_load(&handover);
 }
@@ -274,7 +268,7 @@ void crnn_parallel(int threads, int brief, crnn_work work, void *context)
                 alone_until = end + (pause > calls ? pause : calls);
                 if (alone_level < ALONE_LEVELS) alone_level++;
             }
-            if (!bad && end >= handover_due) measure_handover(threads, end);
+            if (!bad && end >= handover_due) measure_handover(threads);
             atomic_flag_clear(&busy);
             return;
         }
