@@ -74,7 +74,24 @@ static crnn_status infer_softmax(crnn_dtype dtype, int probabilities)
                          : crnn_softmax_loss(&args, &loss);
 }
 
-enum { CALLS = 8 };
+static crnn_status step(crnn_dtype dtype)
+{
+    double *values = random_doubles(4 * HIDDEN * HIDDEN, -0.5, 0.6);
+    crnn_weights weights = {.weight_ih = from_doubles(dtype, values, 4 * HIDDEN * INPUT),
+                            .weight_hh = from_doubles(dtype, values, 4 * HIDDEN * HIDDEN)};
+    crnn_stack stack = {.dtype = dtype, .cell = CRNN_LSTM, .input = INPUT, .hidden = HIDDEN, .layers = 1, .directions = 1,
+                        .weights = &weights};
+    void *x = from_doubles(dtype, values, BATCH * INPUT);
+    free(values);
+    crnn_stepper *stepper = NULL;
+    crnn_status status = crnn_stepper_new(&stack, BATCH, &stepper);
+    CHECK((status == CRNN_OK) == (stepper != NULL), "a failed crnn_stepper_new handed out a stepper");
+    if (status == CRNN_OK) crnn_step(stepper, x, output_buffer(dtype, BATCH * HIDDEN));
+    crnn_stepper_free(stepper);
+    return status;
+}
+
+enum { CALLS = 9 };
 static crnn_status call(int which, crnn_dtype dtype)
 {
     switch (which) {
@@ -85,6 +102,7 @@ static crnn_status call(int which, crnn_dtype dtype)
     case 4: return train(dtype, CRNN_GRU, CRNN_WINDOW);
     case 5: return train(dtype, CRNN_GRU, CRNN_CHUNK);
     case 6: return infer_softmax(dtype, 0);
+    case 7: return step(dtype);
     default: return infer_softmax(dtype, 1);
     }
 }
