@@ -33,6 +33,7 @@ ORACLE = "test_gradients.py::test_gradients_agree_with_the_oracle"
 # First the tests that should notice, then those that are asked when they did not.
 CELLS = ((ORACLE,), ("test_gradients.py", "test_layers_numeric.py"))
 KERNELS = ((ORACLE, "test_kernels.py"), ("test_layers_numeric.py", "test_invariants.py"))
+STEPS = (("test_streaming.py",),)
 SOFTMAX = (("test_output_layer.py",),)
 OPTIM = (("test_optim_kernels.py",), ("test_kernels.py",))
 Tests = tuple[tuple[str, ...], ...]
@@ -51,7 +52,11 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/simd/math.h", "at_most(at_least(-x,", "at_most(at_least(x,", CELLS),
     ("csrc/simd/math.h", "return copysign_of(-m / ((T)2 + m), x);", "return -m / ((T)2 + m);", CELLS),
     ("csrc/sequence/forward.h", "x[k] *= mask[k]", "x[k] += mask[k]", KERNELS),
-    ("csrc/sequence/forward.h", "bias_hh_slot[g] * s->Hp + k] += ", "bias_hh_slot[g] * s->Hp + k] -= ", CELLS),
+    ("csrc/sequence/forward.h", "hh[k] += run->bhh", "hh[k] -= run->bhh", CELLS),
+    ("csrc/sequence/forward.h", "+ s->B * s->ldh, s->B * s->ldh * sizeof(T)", ", s->B * s->ldh * sizeof(T)", STEPS),
+    ("csrc/sequence/small.h", "next_c = s->stepping ? prev : next", "next_c = next", STEPS),
+    ("csrc/sequence/small.h", "sums[i * 4 + (int)j]", "-sums[i * 4 + (int)j]", STEPS),
+    ("csrc/sequence/small.h", "if (two) dot_tile(mr, acc, two, columns);", "(void)two;", STEPS),
     ("csrc/sequence/backward.h", "mask ? dx[k] * mask[k] : dx[k]", "dx[k]", KERNELS),
     ("csrc/sequence/backward.h", "|| r < loss_row", "", KERNELS),
     ("csrc/sequence/backward.h", "length > loss_lo &&", "", KERNELS),
@@ -95,7 +100,7 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/output/softmax.h", "args->accumulate || first > 0", "args->accumulate", SOFTMAX),
     (
         "csrc/output/softmax.h",
-        "softmax_dot(call, part, w, v, n, v > from)",
+        "softmax_dot(call, part, w, v, n, from + left < to)",
         "softmax_dot(call, part, w, v, n, 0)",
         SOFTMAX,
     ),
