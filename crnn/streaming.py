@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import os
-import sys
 import zipfile
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,30 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["LayerStream", "ModelStream"]
 
 Array = npt.NDArray[Any]
-
-
-class _Buffers:
-    """Two arrays of one shape, handed out so that no caller ever sees an array of theirs change.
-
-    An array is used again only while nobody outside refers to it or to a view of it, which its reference count tells.
-    The usual loop, which drops one output when it receives the next, alternates between the two and allocates nothing;
-    a caller who keeps outputs gets a new array each time.
-    """
-
-    __slots__ = ("_first", "_resting", "_second")
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._first: Array = np.empty(shape, dtype)
-        self._second: Array = np.empty(shape, dtype)
-        self._resting = sys.getrefcount(self._first)  # what it is while only this object refers to it
-
-    def take(self) -> Array:
-        if sys.getrefcount(self._first) <= self._resting:
-            return self._first
-        if sys.getrefcount(self._second) <= self._resting:
-            return self._second
-        self._first = np.empty_like(self._second)
-        return self._first
 
 
 class _Stream:
@@ -319,7 +294,7 @@ class ModelStream(_Stream):
         c = model.configuration
         super().__init__(model._stack, model._cell.states, model.dtype, batch)
         self.model = model
-        self._outputs = _Buffers((self.batch, c.vocabulary_size), model.dtype)
+        self._outputs = _kernels.Outputs(self.batch, c.vocabulary_size, model.dtype)
 
     def step(self, ids: Any, rows: Any = None) -> Array:
         """Read one word in each row and predict the next.

@@ -1,15 +1,39 @@
 # Part of crnn/_kernels.pyx. A stack fed step by step: states and output arrays that stay between steps.
 
-cdef class Stepper:
-    """States of `batch` sequences over a one-directional stack, and two output arrays that are handed out in turn.
+cdef class Outputs:
+    """Two arrays (rows, columns) of a real dtype, handed out so that no caller ever sees an array of theirs change.
 
-    An output array is used again only while nobody outside refers to it or to a view of it, which its reference count
-    tells: a loop that drops one output when it receives the next allocates nothing, and a caller who keeps outputs
-    gets a new array each time.
+    An array is used again only while nobody outside refers to it or to a view of it, which its reference count tells:
+    a loop that drops one output when it receives the next allocates nothing, and a caller who keeps outputs gets a new
+    array each time.
     """
+    cdef object first, second
+    cdef cnp.npy_intp[2] shape
+    cdef int typenum
+
+    def __cinit__(self, Py_ssize_t rows, Py_ssize_t columns, dtype):
+        self.shape[0], self.shape[1] = rows, columns
+        self.typenum = (<cnp.dtype?>dtype).num
+        self.first, self.second = self.new(), self.new()
+
+    cdef object new(self):
+        return cnp.PyArray_EMPTY(2, self.shape, self.typenum, 0)
+
+    cpdef object take(self):
+        if (<PyObject *>self.first).ob_refcnt == 1:
+            return self.first
+        if (<PyObject *>self.second).ob_refcnt == 1:
+            return self.second
+        self.first = self.new()
+        return self.first
+
+
+cdef class Stepper:
+    """States of `batch` sequences over a one-directional stack, and the arrays that their outputs come in."""
     cdef crnn_stepper *stepper  # NULL: more rows than it takes, each step is a call of the stack
     cdef Stack stack
-    cdef object states, offsets, first, second
+    cdef Outputs outputs
+    cdef object states, offsets
     cdef Py_ssize_t batch
 
     def __cinit__(self, Stack stack, Py_ssize_t batch):
@@ -17,32 +41,20 @@ cdef class Stepper:
         if batch < 1:
             raise ValueError(f"batch: got {batch}, wanted at least 1")
         self.stack, self.batch = stack, batch
+        self.outputs = Outputs(batch, <Py_ssize_t>stack.stack.hidden, cnp.PyArray_DescrFromType(stack.typenum))
         status = crnn_stepper_new(&stack.stack, <size_t>batch, &self.stepper)
         if status != CRNN_UNSUPPORTED:
             check(status)
-        else:
-            shape = (stack.stack.layers, batch, stack.stack.hidden)
-            names = 2 if stack.stack.cell == CRNN_LSTM else 1
-            self.states = [cnp.PyArray_ZEROS(3, [shape[0], shape[1], shape[2]], stack.typenum, 0) for _ in range(names)]
-            self.offsets = cnp.PyArray_ZEROS(1, [2], cnp.NPY_INT64, 0)
-            self.offsets[1] = batch
-        self.first, self.second = self.output(), self.output()
+            return
+        cdef cnp.npy_intp[3] shape
+        shape[0], shape[1], shape[2] = <cnp.npy_intp>stack.stack.layers, batch, <cnp.npy_intp>stack.stack.hidden
+        names = 2 if stack.stack.cell == CRNN_LSTM else 1
+        self.states = [cnp.PyArray_ZEROS(3, shape, stack.typenum, 0) for _ in range(names)]
+        self.offsets = cnp.PyArray_ZEROS(1, [2], cnp.NPY_INT64, 0)
+        self.offsets[1] = batch
 
     def __dealloc__(self):
         crnn_stepper_free(self.stepper)
-
-    cdef object output(self):
-        cdef cnp.npy_intp[2] shape
-        shape[0], shape[1] = self.batch, <cnp.npy_intp>self.stack.stack.hidden
-        return cnp.PyArray_EMPTY(2, shape, self.stack.typenum, 0)
-
-    cdef object take_output(self):
-        if (<PyObject *>self.first).ob_refcnt == 1:
-            return self.first
-        if (<PyObject *>self.second).ob_refcnt == 1:
-            return self.second
-        self.first = self.output()
-        return self.first
 
     cdef object view(self, void *data, crnn_states where):
         cdef cnp.npy_intp[3] shape
@@ -80,7 +92,7 @@ cdef class Stepper:
                 or (not onehot and cnp.PyArray_DIM(array, 1) != <Py_ssize_t>self.stack.stack.input)
                 or not cnp.PyArray_ISCARRAY_RO(array)):
             return None
-        y = self.take_output()
+        y = self.outputs.take()
         if self.stepper == NULL:
             h = self.states[0]
             c = self.states[1] if len(self.states) > 1 else None

@@ -90,8 +90,8 @@ static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v,
                 for (; fetched < fetch; fetched++)
                     for (size_t j = 0; j < next; j++)
                         __builtin_prefetch(w + (k + 4 + j) * ld + v + fetched * (64 / sizeof(T)), 0, 2);
-                dots[tile](columns, n, call->logits + r * call->ldl + v, call->ldl, w + k * ld + v, ld,
-                           part + r * call->ldh + k, call->ldh, add);
+                dot_source d = {.W = w + k * ld + v, .ldw = ld, .K = n, .v = call->logits + r * call->ldl + v, .ldv = call->ldl};
+                dots[tile](&d, NULL, columns, part + r * call->ldh + k, call->ldh, add);
             }
         }
     }

@@ -12,7 +12,7 @@ typedef struct {
     T *dc;     /* LSTM: (B, ldh), the row of each sequence moves back with time; window: (B + R, ldh) */
     T *dc_next;
     T *dh0, *dc0; /* (B, ldh) what reached the initial state */
-    T *pack_hh;   /* W_hh for dh = d W_hh: all gates that multiply h_{t-1} itself */
+    T *pack_hh;   /* W_hh for dh = d W_hh: all gates that multiply h_{t-1} itself; null: read as it lies */
     T *pack_n;    /* GRU reset before: W_n */
     T *pack_ih;   /* W_ih */
     T *h_prev;    /* (R, ldh) states that enter each row, where they are not simply h's first R rows */
@@ -131,7 +131,7 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
             if (s->plan.backward == BY_UNITS) crnn_barrier(team);
         }
         if (cut || !rows) continue;
-        if (one_wide_sequence(s))
+        if (!back->pack_hh)
             product_lying(&s->shape.recurrent, s->H, s->Hp, back->d + row * s->ldg, run->whh, u0, u1, dh_prev, t & 1);
         else
             product_back(&s->shape.recurrent, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_hh, u0, u1, rows,

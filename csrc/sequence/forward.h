@@ -198,15 +198,15 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     share_sequences(s, s->plan.forward, rank, size, &i0, &i1);
     share_units(s, s->plan.forward, rank, size, &u0, &u1);
     const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
-    const int alone = one_wide_sequence(s);
+    const int lying = !run->pack_hh;
     if (!s->small) {
         if (x) pack_weights(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);
-        if (!alone) pack_weights(s, rec, run->whh, s->H, run->pack_hh, rank, size);
-        if (!alone && cand->gates) pack_weights(s, cand, run->whh, s->H, run->pack_n, rank, size);
+        if (!lying) pack_weights(s, rec, run->whh, s->H, run->pack_hh, rank, size);
+        if (!lying && cand->gates) pack_weights(s, cand, run->whh, s->H, run->pack_n, rank, size);
     }
     if (!s->small || run->x) crnn_barrier(team); /* nothing was prepared for others otherwise */
     if (s->small) {
-        small_loop(s, run, x, ldx, i0, i1, u0, u1, call->turn, l + 1 == s->L && run == s->layers + s->L * s->D - 1, team);
+        small_loop(s, run, x, ldx, i0, i1, u0, u1, call->turn, run == s->layers + s->L * s->D - 1, team);
         return;
     }
     for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
@@ -217,11 +217,11 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         if (t0 > 0 && !s->keep && !s->dense) crnn_barrier(team);
         project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx);
         for (size_t t = t0; t < t1; t++) {
-            if (alone) small_step(s, run, rec, t, gate_base, NULL, 0, i0, i1, u0, u1, 0, t & 1);
+            if (lying) small_step(s, run, rec, t, gate_base, NULL, 0, i0, i1, u0, u1, 0, t & 1);
             else forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, i1, u0, u1, 0);
             if (s->plan.forward == BY_UNITS) crnn_barrier(team);
             if (!cand->gates) continue;
-            if (alone) small_step(s, run, cand, t, gate_base, NULL, 0, i0, i1, u0, u1, 1, t & 1);
+            if (lying) small_step(s, run, cand, t, gate_base, NULL, 0, i0, i1, u0, u1, 1, t & 1);
             else forward_step(s, run, cand, run->pack_n, t, gate_base, i0, i1, u0, u1, 1);
             if (s->plan.forward == BY_UNITS) crnn_barrier(team);
         }

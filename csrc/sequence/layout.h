@@ -11,7 +11,7 @@ typedef struct {
     T *gates;          /* (R, ldg) as the cell leaves them; inference: only the steps in work */
     T *h, *c;          /* (B + R, ldh): rows 0..B-1 initial state, then one row per packed row */
     T *bias;           /* (slots * Hp) what the pre-activations start from */
-    T *pack_ih, *pack_hh, *pack_n;
+    T *pack_ih, *pack_hh, *pack_n; /* pack_hh null: recurrent weights are read as they lie */
 } layer_run;
 
 typedef enum { BY_SEQUENCES, BY_UNITS, ALONE } split_kind;

@@ -30,6 +30,7 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
         if (s->small) continue;
         run->bias = TAKE(a, T, (size_t)s->shape.slots * s->Hp);
         run->pack_ih = onehot ? NULL : TAKE(a, T, GH * run->input);
+        if (one_wide_sequence(s)) continue;
         run->pack_hh = TAKE(a, T, GH * s->H);
         run->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->Hp * s->H) : NULL;
     }
@@ -103,11 +104,11 @@ static crnn_status kernel_stepper(const crnn_stack *stack, size_t batch, crnn_ta
 {
     if (!few_rows(batch, 1, read_width(stack) + stack->hidden)) return CRNN_UNSUPPORTED;
     int64_t offsets[2] = {0, (int64_t)batch};
-    T present = 0;
     run_state *s;
-    crnn_status status = prepare(stack, &(crnn_batch){batch, 1, offsets}, &(crnn_forward_args){.h0 = &present}, 0, &s);
+    crnn_status status = prepare(stack, &(crnn_batch){batch, 1, offsets}, &(crnn_forward_args){0}, 0, &s);
     if (status != CRNN_OK) return status;
     s->stepping = 1;
+    s->zero_start = 0; /* but for the first step */
     for (size_t q = 0; q < s->L; q++) {
         copy_rows_padded(s->layers[q].h, s->ldh, NULL, s->H, s->B);
         if (s->layers[q].c) copy_rows_padded(s->layers[q].c, s->ldh, NULL, s->H, s->B);

@@ -43,74 +43,6 @@ INLINE void last_vector(T *out, const T *x, size_t K)
     else memcpy(out, x, rest * sizeof(T));
 }
 
-/* One matrix and the rows it multiplies, as the tiles below read them. */
-typedef struct {
-    const T *W;    /* first of the tile's rows of weights */
-    size_t ldw, K, room;
-    const T *v;    /* rows of x or of h */
-    size_t ldv;
-    const T *last; /* their last vectors (last_vector), side by side */
-} dot_source;
-
-/* acc[i*4 + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= 4 rows of W. */
-INLINE void dot_tile(const int mr, V *acc, const dot_source *s, size_t columns)
-{
-    const T *w[4], *v[8];
-    UNROLL(4) for (int j = 0; j < 4; j++) w[j] = s->W + ((size_t)j < columns ? (size_t)j : columns - 1) * s->ldw;
-    UNROLL(8) for (int i = 0; i < mr; i++) v[i] = s->v + (size_t)i * s->ldv;
-    size_t whole = s->K / VW * VW;
-    for (size_t k = 0; k < whole; k += VW) {
-        V wv[4];
-        UNROLL(4) for (int j = 0; j < 4; j++) wv[j] = load(w[j] + k);
-        UNROLL(8) for (int i = 0; i < mr; i++) {
-            V vv = load(v[i] + k);
-            UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] = MULADD(wv[j], vv, acc[i * 4 + j]);
-        }
-    }
-    if (whole == s->K) return;
-    T edge[4][VW];
-    if (whole) {
-        UNROLL(4) for (int j = 0; j < 4; j++) w[j] += s->K - VW;
-    } else if (s->room < (columns - 1) * s->ldw + VW) {
-        memset(edge, 0, sizeof edge);
-        UNROLL(4) for (int j = 0; j < 4; j++) w[j] = memcpy(edge[j], w[j], s->K * sizeof(T));
-    }
-    UNROLL(8) for (int i = 0; i < mr; i++) {
-        V vv = load(s->last + (size_t)i * VW);
-        UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] = MULADD(load(w[j]), vv, acc[i * 4 + j]);
-    }
-}
-
-/* out[i*ldo + j] += W[j] . v[i], summed over the sources, of which the second may be null. */
-INLINE void dot_tile_sum(const int mr, const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo)
-{
-    V acc[8 * 4];
-    const int half = (LANE_COUNT + 1) / 2, sums_of = (mr * 4 + half - 1) / half * half;
-    UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
-    dot_tile(mr, acc, one, columns);
-    if (two) dot_tile(mr, acc, two, columns);
-    T sums[8 * 4 + LANE_COUNT] = {0};
-    UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
-        store(sums + i, lane_sums(acc + i, sums_of - i < LANE_COUNT ? half : LANE_COUNT));
-    for (int i = 0; i < mr; i++)
-        for (size_t j = 0; j < columns; j++) out[(size_t)i * ldo + j] += sums[i * 4 + (int)j];
-}
-
-#define DOT_TILE(mr)                                                                                                    \
-    NOINLINE void dot_tile_##mr(const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo)       \
-    {                                                                                                                   \
-        dot_tile_sum(mr, one, two, columns, out, ldo);                                                                  \
-    }
-typedef void (*dot_tile_function)(const dot_source *, const dot_source *, size_t, T *, size_t);
-DOT_TILE(1) DOT_TILE(2)
-#if DOT_ROWS > 2
-DOT_TILE(3) DOT_TILE(4) DOT_TILE(5) DOT_TILE(6)
-static const dot_tile_function dot_tiles[DOT_ROWS + 1] = {NULL,       dot_tile_1, dot_tile_2, dot_tile_3,
-                                                          dot_tile_4, dot_tile_5, dot_tile_6};
-#else
-static const dot_tile_function dot_tiles[DOT_ROWS + 1] = {NULL, dot_tile_1, dot_tile_2};
-#endif
-
 /* `valid` units of one gate for several rows: both sources at once, or null. */
 static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo)
 {
@@ -122,7 +54,7 @@ static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T
             size_t mr = next_rows(rows - i, DOT_ROWS);
             if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
             if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
-            dot_tiles[mr](one, two, columns, out + i * ldo + j, ldo);
+            dots[mr](one, two, columns, out + i * ldo + j, ldo, 1);
             i += mr;
         }
         h.W += 4 * h.ldw, h.room -= columns * h.ldw;

@@ -107,7 +107,7 @@ static void pack_weights_back(const backward_call *call, int rank, crnn_team *te
         const layer_back *back = call->layers + q;
         const crnn_weights *w = call->stack->weights + q;
         pack_range recurrent = pack_share(by_units, s->UV, BACK_UNITS, rank, size);
-        if (!one_wide_sequence(s) || call->args->truncation == CRNN_WINDOW) /* time_loop reads it as it lies */
+        if (back->pack_hh)
             pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, back->pack_hh, recurrent);
         if (back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, back->pack_n, recurrent);
         if (!back->pack_ih) continue;
@@ -168,7 +168,7 @@ static void lay_out_back(arena *a, backward_call *call)
         back->dc_next = lstm && window ? take_rows(a, states, s->ldh) : NULL;
         back->dh0 = take_rows(a, s->B, s->ldh);
         back->dc0 = lstm ? take_rows(a, s->B, s->ldh) : NULL;
-        back->pack_hh = TAKE(a, T, rec * s->H * s->Hp);
+        back->pack_hh = one_wide_sequence(s) && !window ? NULL : TAKE(a, T, rec * s->H * s->Hp);
         back->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->H * s->Hp) : NULL;
         int wants_dx = q >= s->D || (call->args->dx && !s->ids);
         back->pack_ih = wants_dx ? TAKE(a, T, (size_t)s->shape.gates * s->H * round_up(run->input, VW)) : NULL;

@@ -1,0 +1,74 @@
+/* Dot products along the rows of a matrix that lies as it is, in register tiles: every sum runs over the lanes in the same
+ * order, whichever tile it falls in. */
+
+/* One matrix and the rows it multiplies. */
+typedef struct {
+    const T *W; /* first of the tile's rows of weights */
+    size_t ldw, K;
+    size_t room; /* elements from W on that may be read; matters only to rows shorter than a vector */
+    const T *v;
+    size_t ldv;
+    const T *last; /* unless K is whole vectors: last_vector of each row of v, side by side */
+} dot_source;
+
+/* acc[i*4 + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= 4 rows of W. */
+INLINE void dot_tile(const int mr, V *acc, const dot_source *s, size_t columns)
+{
+    const T *w[4], *v[8];
+    UNROLL(4) for (int j = 0; j < 4; j++) w[j] = s->W + ((size_t)j < columns ? (size_t)j : columns - 1) * s->ldw;
+    UNROLL(8) for (int i = 0; i < mr; i++) v[i] = s->v + (size_t)i * s->ldv;
+    size_t whole = s->K / VW * VW;
+    for (size_t k = 0; k < whole; k += VW) {
+        V wv[4];
+        UNROLL(4) for (int j = 0; j < 4; j++) wv[j] = load(w[j] + k);
+        UNROLL(8) for (int i = 0; i < mr; i++) {
+            V vv = load(v[i] + k);
+            UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] = MULADD(wv[j], vv, acc[i * 4 + j]);
+        }
+    }
+    if (whole == s->K) return;
+    T edge[4][VW];
+    if (whole) {
+        UNROLL(4) for (int j = 0; j < 4; j++) w[j] += s->K - VW;
+    } else if (s->room < (columns - 1) * s->ldw + VW) {
+        memset(edge, 0, sizeof edge);
+        UNROLL(4) for (int j = 0; j < 4; j++) w[j] = memcpy(edge[j], w[j], s->K * sizeof(T));
+    }
+    UNROLL(8) for (int i = 0; i < mr; i++) {
+        V vv = load(s->last + (size_t)i * VW);
+        UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] = MULADD(load(w[j]), vv, acc[i * 4 + j]);
+    }
+}
+
+/* out[i*ldo + j] (+)= W[j] . v[i], summed over the sources, of which the second may be null. */
+#define DOT_ARGUMENTS const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo, int accumulate
+typedef void (*dot_function)(DOT_ARGUMENTS);
+
+INLINE void dot_body(const int mr, DOT_ARGUMENTS)
+{
+    V acc[8 * 4];
+    const int half = (LANE_COUNT + 1) / 2, sums_of = (mr * 4 + half - 1) / half * half;
+    UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
+    dot_tile(mr, acc, one, columns);
+    if (two) dot_tile(mr, acc, two, columns);
+    T sums[8 * 4 + LANE_COUNT] = {0};
+    UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
+        store(sums + i, lane_sums(acc + i, sums_of - i < LANE_COUNT ? half : LANE_COUNT));
+    for (int i = 0; i < mr; i++)
+        for (size_t j = 0; j < columns; j++) {
+            T *o = out + (size_t)i * ldo + j;
+            *o = (accumulate ? *o : 0) + sums[i * 4 + (int)j];
+        }
+}
+
+#define DOT(mr) \
+    NOINLINE void dot_##mr(DOT_ARGUMENTS) { dot_body(mr, one, two, columns, out, ldo, accumulate); }
+DOT(1) DOT(2)
+#if CRNN_VREGS >= 32
+#define DOT_ROWS 6
+DOT(3) DOT(4) DOT(5) DOT(6)
+static const dot_function dots[DOT_ROWS + 1] = {NULL, dot_1, dot_2, dot_3, dot_4, dot_5, dot_6};
+#else
+#define DOT_ROWS 2
+static const dot_function dots[DOT_ROWS + 1] = {NULL, dot_1, dot_2};
+#endif
