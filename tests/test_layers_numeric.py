@@ -77,7 +77,17 @@ def sampled_grid(count: int) -> list[Case]:
     return list(cases.values())
 
 
-CASES = [*small_grid(), *width_grid(), *batch_grid(), *sampled_grid(150)]
+def wide_grid() -> list[Case]:
+    """One sequence with more than 1 MB of recurrent weights; few rows, and more than its shortcuts are for."""
+    wide = {"rnn_tanh": 520, "lstm": 262, "gru": 300, "gru_after": 304}
+    return [
+        Case(kind, width, hidden, (rows,), dtype="float32", scheme=("full",) if rows > 60 else ("window", 2))
+        for kind, hidden in wide.items()
+        for rows, width in ((3, 260), (130, 270))
+    ]
+
+
+CASES = [*small_grid(), *width_grid(), *batch_grid(), *sampled_grid(150), *wide_grid()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

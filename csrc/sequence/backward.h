@@ -14,7 +14,7 @@ typedef struct {
     T *dh0, *dc0; /* (B, ldh) what reached the initial state */
     T *pack_hh;   /* W_hh for dh = d W_hh: all gates that multiply h_{t-1} itself; null: read as it lies */
     T *pack_n;    /* GRU reset before: W_n */
-    T *pack_ih;   /* W_ih */
+    T *pack_ih;   /* W_ih; null: read as it lies */
     T *h_prev;    /* (R, ldh) states that enter each row, where they are not simply h's first R rows */
 } layer_back;
 
@@ -23,9 +23,12 @@ typedef struct {
     const crnn_stack *stack;
     const crnn_backward_args *args;
     layer_back *layers;
-    T *dx;       /* (R, ldx) gradient of a layer's input, natural row order */
+    T *dx;       /* (R, ldx) gradient of the output of the layer below, natural row order */
     T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1} */
     size_t ldx;
+    T *rooms;    /* per thread: the last columns of a block of W_ih */
+    T *blocks;   /* per thread: rows on their way to where they belong */
+    size_t ld_block;
     int overlap; /* sums apart from d */
     int64_t *bad; /* per rank: the first row of dy_view that is not finite, or -1 */
 } backward_call;
@@ -54,12 +57,15 @@ static void product_back(const cell_product *product, size_t H, size_t Hp, size_
     }
 }
 
-/* The same for one row and W as it lies, added to what is in out: a few of W's rows at a time, along their whole length. */
+/* The same for one row and W as it lies, added to what is in out: a few of W's rows at a time, along their whole length.
+ * Only for rows of whole vectors: others, which begin anywhere, cross cache lines all along and are better packed. */
 #define LYING_ROWS 8
+static int recurrent_lies(const run_state *s) { return one_wide_sequence(s) && s->H % 16 == 0; }
+
 static void product_lying(const cell_product *product, size_t H, size_t Hp, const T *d, const T *W, size_t u0, size_t u1,
                           T *out, int backwards)
 {
-    size_t blocks = H / LYING_ROWS * (size_t)product->gates; /* H is a multiple of 8: one_wide_sequence */
+    size_t blocks = H / LYING_ROWS * (size_t)product->gates;
     for (size_t n = 0; n < blocks; n++) {
         size_t at = (backwards ? blocks - 1 - n : n) * LYING_ROWS, g = at / H, k = at % H;
         const T *from = d + (size_t)product->slot[g] * Hp + k, *w = W + ((size_t)product->gate[g] * H + k) * H;
@@ -139,29 +145,49 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
     }
 }
 
-/* dx (rows, natural order) = or += d W_ih of one direction; rows are the direction's own [lo, hi). */
-static void input_gradient(const backward_call *call, size_t q, size_t lo, size_t hi, int add)
+/* out (rows, ldo) = d W_ih for rows of one direction in its own order. Where W_ih is read as it lies, blocks of it have
+ * LYING_DEPTH rows: in rows of a power of two all lines of a column fall into a few sets of the cache. */
+#define LYING_DEPTH 256
+static void input_rows(const backward_call *call, size_t q, size_t row, size_t rows, T *out, size_t ldo, int rank)
+{
+    const run_state *s = call->s;
+    const layer_back *back = call->layers + q;
+    size_t width = s->layers[q].input;
+    if (back->pack_ih) {
+        product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_ih, 0, tile_count(width, VW),
+                     rows, out, ldo, NULL, 0);
+        return;
+    }
+    for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
+        product_call p = {.N = width, .K = s->H, .A = back->d + row * s->ldg + g * s->Hp, .ars = s->ldg, .aks = 1,
+                          .B = (const T *)call->stack->weights[q].weight_ih + g * s->H * width, .ldb = width,
+                          .depth = LYING_DEPTH, .room = call->rooms + (size_t)rank * LYING_DEPTH * 4 * VW, .C = out,
+                          .ldc = ldo, .accumulate = g > 0};
+        product_rows(&p, 0, rows);
+    }
+}
+
+/* out (natural order) = d W_ih of the first direction, += of the second; rows are the direction's own [lo, hi). */
+static void input_gradient(const backward_call *call, size_t q, size_t lo, size_t hi, T *out, size_t ldo, int rank)
 {
     const run_state *s = call->s;
     const layer_run *run = s->layers + q;
-    const layer_back *back = call->layers + q;
-    size_t vectors = (run->input + VW - 1) / VW;
-    if (!run->reversed && crnn_blas_wanted()) {
-        const T *w = call->stack->weights[q].weight_ih;
-        for (size_t g = 0; g < (size_t)s->shape.gates && hi > lo; g++)
-            crnn_blas_gemm(THIS_DTYPE, 'N', 'N', run->input, hi - lo, s->H, w + g * s->H * run->input, run->input,
-                           back->d + lo * s->ldg + g * s->Hp, s->ldg, add || g > 0, call->dx + lo * call->ldx, call->ldx);
+    /* Packed weights give whole vectors of columns. */
+    if (!run->reversed && (!call->layers[q].pack_ih || run->input % VW == 0)) {
+        input_rows(call, q, lo, hi - lo, out + lo * ldo, ldo, rank);
         return;
     }
-    if (!run->reversed) {
-        product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + lo * s->ldg, back->pack_ih, 0, vectors, hi - lo,
-                     call->dx + lo * call->ldx, call->ldx, add ? call->dx + lo * call->ldx : NULL, 0);
-        return;
-    }
-    for (size_t r = lo; r < hi; r++) { /* rows of the reversed direction lie scattered */
-        T *dx = call->dx + (size_t)s->flip[r] * call->ldx;
-        product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + r * s->ldg, back->pack_ih, 0, vectors, 1, dx,
-                     call->ldx, add ? dx : NULL, 0);
+    T *block = call->blocks + (size_t)rank * PRODUCT_ROWS * call->ld_block;
+    for (size_t row = lo; row < hi; row += PRODUCT_ROWS) {
+        size_t rows = hi - row < PRODUCT_ROWS ? hi - row : PRODUCT_ROWS;
+        input_rows(call, q, row, rows, block, call->ld_block, rank);
+        for (size_t i = 0; i < rows; i++) {
+            T *to = out + (run->reversed ? (size_t)s->flip[row + i] : row + i) * ldo;
+            const T *from = block + i * call->ld_block;
+            if (!run->reversed) memcpy(to, from, run->input * sizeof(T));
+            else
+                for (size_t k = 0; k < run->input; k++) to[k] += from[k];
+        }
     }
 }
 
@@ -249,7 +275,7 @@ static void range_backward(const backward_call *call, size_t lo, size_t hi, size
                 if (back->dc) add_rows_to(back->dc0, back->dc, n, s->ldh);
             }
             if (call->overlap) add_rows_to(back->sum + r0 * s->ldg, back->d + r0 * s->ldg, r1 - r0, s->ldg);
-            if (l > 0) input_gradient(call, q, r0, r1, e > 0);
+            if (l > 0) input_gradient(call, q, r0, r1, call->dx, call->ldx, rank);
             crnn_barrier(team);
         }
     }

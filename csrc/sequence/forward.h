@@ -59,14 +59,13 @@ static void project_onehot(const run_state *s, const layer_run *run, const T *st
     }
 }
 
-static void project_rows(const run_state *s, const layer_run *run, size_t row, size_t gate_row, size_t rows, size_t u,
-                         size_t units, size_t next_units, const T *x, size_t ldx)
+static void project_rows(const run_state *s, const layer_run *run, const T *b, size_t row, size_t gate_row, size_t rows,
+                         size_t u, size_t units, size_t next_units, const T *x, size_t ldx)
 {
     size_t off[4];
     const cell_product *product = &s->shape.input;
     int nv = tile_offsets(product, s->Hp, u, units, off);
     const size_t per_unit = (size_t)product->gates * VW * run->input;
-    const T *b = run->pack_ih + u * per_unit;
     tile_column(rows, nv, run->input, x + row * ldx, ldx, 1, b, (size_t)nv * VW, run->gates + gate_row * s->ldg, s->ldg,
                 run->bias, 0, off, fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv));
 }
@@ -88,20 +87,23 @@ static void project_blas(const run_state *s, const layer_run *run, size_t row, s
 
 /* Steps [t0, t1): pre-activations of this thread's rows and units. gate_base: packed row kept in the first row of gates. */
 static void project(const run_state *s, const layer_run *run, size_t t0, size_t t1, size_t gate_base, size_t i0, size_t i1,
-                    size_t u0, size_t u1, const T *x, size_t ldx)
+                    size_t u0, size_t u1, const T *x, size_t ldx, int rank)
 {
     size_t first = (size_t)s->offsets[t0], rows = (size_t)s->offsets[t1] - first;
-    int whole = i0 == 0 && i1 == s->B, tiled = x && !crnn_blas_wanted();
-    size_t most = tiled ? s->shape.input.units : u1 - u0, count = u1 > u0 ? tile_count(u1 - u0, most) : 0;
+    int whole = i0 == 0 && i1 == s->B, tiled = run->pack_ih != NULL, rooms = tiled && input_in_rooms(s);
+    size_t gates = (size_t)s->shape.input.gates, most = tiled ? s->shape.input.units : u1 - u0;
+    size_t count = u1 > u0 ? tile_count(u1 - u0, most) : 0;
     for (size_t n_tile = 0; n_tile < count; n_tile++) {
         unit_tile tile = nth_tile(u0, u1, most, n_tile, 0);
         size_t u = tile.u, units = tile.units, stop = whole ? t0 + 1 : t1;
-        size_t next = n_tile + 1 < count ? nth_tile(u0, u1, most, n_tile + 1, 0).units : 0;
+        size_t next = n_tile + 1 < count && !rooms ? nth_tile(u0, u1, most, n_tile + 1, 0).units : 0;
+        T *b = run->pack_ih ? run->pack_ih + (rooms ? (size_t)rank * 4 : u * gates) * VW * run->input : NULL;
+        if (rooms) pack_tile(&s->shape.input, s->H, run->wih, run->input, run->input, b, tile);
         for (size_t t = t0; t < stop; t++) {
             size_t n = whole ? rows : block_rows(s, t), lo = i0 < n ? i0 : n, hi = whole || i1 > n ? n : i1;
             size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
             if (hi == lo) continue;
-            if (tiled) project_rows(s, run, row, row - gate_base, hi - lo, u, units, t + 1 < stop ? 0 : next, x, ldx);
+            if (tiled) project_rows(s, run, b, row, row - gate_base, hi - lo, u, units, t + 1 < stop ? 0 : next, x, ldx);
             else if (x) project_blas(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
             else project_onehot(s, run, run->bias, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
         }
@@ -200,7 +202,8 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
     const int lying = !run->pack_hh;
     if (!s->small) {
-        if (x) pack_weights(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);
+        if (run->pack_ih && !input_in_rooms(s))
+            pack_weights(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);
         if (!lying) pack_weights(s, rec, run->whh, s->H, run->pack_hh, rank, size);
         if (!lying && cand->gates) pack_weights(s, cand, run->whh, s->H, run->pack_n, rank, size);
     }
@@ -215,7 +218,7 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         /* Without a tape every block of steps uses the same rows of gates, and in a ragged batch a sequence's row moves
          * from block to block: nobody may begin the next block before all have left this one. */
         if (t0 > 0 && !s->keep && !s->dense) crnn_barrier(team);
-        project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx);
+        project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx, rank);
         for (size_t t = t0; t < t1; t++) {
             if (lying) small_step(s, run, rec, t, gate_base, NULL, 0, i0, i1, u0, u1, 0, t & 1);
             else forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, i1, u0, u1, 0);

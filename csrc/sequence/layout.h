@@ -11,7 +11,7 @@ typedef struct {
     T *gates;          /* (R, ldg) as the cell leaves them; inference: only the steps in work */
     T *h, *c;          /* (B + R, ldh): rows 0..B-1 initial state, then one row per packed row */
     T *bias;           /* (slots * Hp) what the pre-activations start from */
-    T *pack_ih, *pack_hh, *pack_n; /* pack_hh null: recurrent weights are read as they lie */
+    T *pack_ih, *pack_hh, *pack_n; /* null: these weights are read as they lie */
 } layer_run;
 
 typedef enum { BY_SEQUENCES, BY_UNITS, ALONE } split_kind;
@@ -126,7 +126,19 @@ static int few_rows(size_t rows, size_t steps, size_t inputs)
  * backward; where they fit, tiles are 2 % faster). */
 static int one_wide_sequence(const run_state *s)
 {
-    return s->B == 1 && s->H % 16 == 0 && (size_t)s->shape.gates * s->H * s->H * sizeof(T) > WIDE_BYTES;
+    return s->B == 1 && (size_t)s->shape.gates * s->H * s->H * sizeof(T) > WIDE_BYTES;
+}
+
+/* Then W_ih need not be packed for all to share: each thread packs the tile that it works on, if no later rows want it again. */
+#define ROOM_MOST 128
+static int input_in_rooms(const run_state *s) { return one_wide_sequence(s) && s->R <= ROOM_MOST; }
+
+/* So few rows and so many weights that packing W_ih for the gradient of the input costs more than it saves, most of all room
+ * in the third level (two threads, 512 units: 3 to 8 % of forward and backward). For BLAS it is never packed. */
+#define LYING_MOST 64
+static int input_lies(const run_state *s, size_t input)
+{
+    return (s->R <= LYING_MOST && (size_t)s->shape.gates * s->H * input * sizeof(T) > WIDE_BYTES) || crnn_blas_wanted();
 }
 
 /* Near cores hand over in 0.15 us, far ones in 0.5 (core/threads.c), and all that crosses between them scales with it. */
@@ -204,18 +216,22 @@ static pack_range pack_share(int by_units, size_t vectors, size_t most, int rank
 
 /* Packing for y = x W^T: for every tile of units, for every k, the vectors (unit, gate) side by side.
  * A tile that starts at unit u begins at u * gates * VW * K, so every split into tiles finds its data in place. */
-static void pack_forward(const cell_product *product, size_t H, const T *W, size_t ldw, size_t K, T *dst, pack_range range)
+static void pack_tile(const cell_product *product, size_t H, const T *W, size_t ldw, size_t K, T *tile, unit_tile at)
 {
     size_t g = (size_t)product->gates;
+    for (size_t j = 0; j < at.units * g; j++) {
+        size_t first = (at.u + j / g) * VW;
+        const T *rows = W + ((size_t)product->gate[j % g] * H + first) * ldw;
+        size_t valid = first >= H ? 0 : H - first < VW ? H - first : VW;
+        pack_transposed(tile + j * VW, at.units * g * VW, rows, ldw, valid, K);
+    }
+}
+
+static void pack_forward(const cell_product *product, size_t H, const T *W, size_t ldw, size_t K, T *dst, pack_range range)
+{
     for (size_t n = range.first; n < range.last; n++) {
         unit_tile at = nth_tile(range.u0, range.u1, product->units, n, 0);
-        T *tile = dst + at.u * g * VW * K;
-        for (size_t j = 0; j < at.units * g; j++) {
-            size_t first = (at.u + j / g) * VW;
-            const T *rows = W + ((size_t)product->gate[j % g] * H + first) * ldw;
-            size_t valid = first >= H ? 0 : H - first < VW ? H - first : VW;
-            pack_transposed(tile + j * VW, at.units * g * VW, rows, ldw, valid, K);
-        }
+        pack_tile(product, H, W, ldw, K, dst + at.u * (size_t)product->gates * VW * K, at);
     }
 }
 

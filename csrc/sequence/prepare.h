@@ -29,7 +29,8 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
         run->c = a->base && c ? c + q * (s->B + s->R) * s->ldh : NULL;
         if (s->small) continue;
         run->bias = TAKE(a, T, (size_t)s->shape.slots * s->Hp);
-        run->pack_ih = onehot ? NULL : TAKE(a, T, GH * run->input);
+        size_t packed = input_in_rooms(s) ? (size_t)s->plan.threads * 4 * VW : GH;
+        run->pack_ih = onehot || crnn_blas_wanted() ? NULL : TAKE(a, T, packed * run->input);
         if (one_wide_sequence(s)) continue;
         run->pack_hh = TAKE(a, T, GH * s->H);
         run->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->Hp * s->H) : NULL;
@@ -64,7 +65,7 @@ static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, con
     s->dense = s->R == s->B * s->steps;
     s->chunk_rows = 262144 / (s->ldg * sizeof(T));
     if (s->chunk_rows < 48) s->chunk_rows = 48;
-    if (s->chunk_rows > s->R) s->chunk_rows = s->R;
+    if (s->chunk_rows > s->R || input_in_rooms(s)) s->chunk_rows = s->R;
     if (s->chunk_rows < s->B) s->chunk_rows = s->B;
     s->small = few_rows(s->R, s->steps, read_width(stack) + s->H);
     s->zero_start = args->h0 == NULL;

@@ -1,67 +1,6 @@
 /* A few rows only (a streaming step): the weights are read once, as they lie, by dot products along their rows. Every sum
  * runs over the lanes in the same order, whichever tile it falls in: a row's results do not depend on the other rows. */
 
-/* acc[l] += W[l] * x, element-wise over the row, for VW rows of W of which `valid` exist (the others repeat the last).
- * The last partial vector is read from K - VW on, against a copy of x whose lanes already done are zero. Rows shorter
- * than a vector are read into the next row, against zeros, as long as `room` elements from W on allow. */
-INLINE void dot_rows(V *acc, const T *W, size_t ldw, size_t valid, const T *x, const T *x_last, size_t K, size_t room)
-{
-    size_t whole = K / VW * VW;
-    if (valid == VW) {
-        const T *p[LANE_COUNT > 4 ? LANE_COUNT / 4 : 1];
-        UNROLL(4) for (int q = 0; q < (LANE_COUNT > 4 ? LANE_COUNT / 4 : 1); q++) p[q] = W + (size_t)q * 4 * ldw;
-        for (size_t k = 0; k < whole; k += VW) {
-            V xv = load(x + k);
-            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = MULADD(load(p[l / 4] + (size_t)(l % 4) * ldw + k), xv, acc[l]);
-        }
-    } else {
-        for (size_t k = 0; k < whole; k += VW) {
-            V xv = load(x + k);
-            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++)
-                acc[l] = MULADD(load(W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw + k), xv, acc[l]);
-        }
-    }
-    if (whole == K) return;
-    V xv = load(x_last);
-    const int copied = !whole && room < (valid - 1) * ldw + VW;
-    T row[VW];
-    memset(row, 0, sizeof row);
-    UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) {
-        const T *w = W + ((size_t)l < valid ? (size_t)l : valid - 1) * ldw;
-        if (whole) w += K - VW;
-        else if (copied) w = memcpy(row, w, K * sizeof(T));
-        acc[l] = MULADD(load(w), xv, acc[l]);
-    }
-}
-
-/* What dot_rows wants as x_last. */
-INLINE void last_vector(T *out, const T *x, size_t K)
-{
-    size_t rest = K % VW, whole = K - rest;
-    memset(out, 0, VW * sizeof(T));
-    if (whole) memcpy(out + VW - rest, x + whole, rest * sizeof(T));
-    else memcpy(out, x, rest * sizeof(T));
-}
-
-/* `valid` units of one gate for several rows: both sources at once, or null. */
-static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo)
-{
-    const dot_source *one = h.v ? &h : &x, *two = h.v && x.v ? &x : NULL;
-    const T *h0 = h.v, *x0 = x.v, *h_last = h.last, *x_last = x.last;
-    for (size_t j = 0; one->v && j < valid; j += 4) {
-        size_t columns = valid - j < 4 ? valid - j : 4;
-        for (size_t i = 0; i < rows;) {
-            size_t mr = next_rows(rows - i, DOT_ROWS);
-            if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
-            if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
-            dots[mr](one, two, columns, out + i * ldo + j, ldo, 1);
-            i += mr;
-        }
-        h.W += 4 * h.ldw, h.room -= columns * h.ldw;
-        x.W += 4 * x.ldw, x.room -= columns * x.ldw;
-    }
-}
-
 /* The rows that enter a step: x and h, where they are there. */
 typedef struct {
     size_t rows;
@@ -69,14 +8,20 @@ typedef struct {
     size_t ldx, ldh;
 } step_input;
 
-/* One row: sixteen units at a time, so that every weight is an operand in memory and the sums are turned at once. */
+/* One row: a vector of units, whose sums are turned at once. Four rows of weights at a time, or what lies between them is
+ * too much for the hardware to read ahead. */
 INLINE void one_row(dot_source h, dot_source x, size_t valid, T *out)
 {
-    if (!h.v && !x.v) return;
+    enum { WIDE = LANE_COUNT < 4 ? LANE_COUNT : 4 };
     V acc[LANE_COUNT];
     UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
-    if (h.v) dot_rows(acc, h.W, h.ldw, valid, h.v, h.last, h.K, h.room);
-    if (x.v) dot_rows(acc, x.W, x.ldw, valid, x.v, x.last, x.K, x.room);
+    for (size_t j = 0; j < valid; j += WIDE) {
+        size_t columns = valid - j < WIDE ? valid - j : WIDE;
+        if (h.v) dot_tile(1, WIDE, acc + j, &h, columns);
+        if (x.v) dot_tile(1, WIDE, acc + j, &x, columns);
+        h.W += WIDE * h.ldw, h.room -= columns * h.ldw;
+        x.W += WIDE * x.ldw, x.room -= columns * x.ldw;
+    }
     store(out, load(out) + lane_sums(acc, LANE_COUNT));
 }
 

@@ -4,13 +4,17 @@
 static void weight_gradient(const run_state *s, const layer_back *back, const int *slot, size_t N, const T *B, size_t ldb,
                             const T *B_candidate, size_t ldc, T *out, int accumulate, size_t lo, size_t hi)
 {
+    const T *sum = back->sum;
     for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
         size_t first = g * s->H, a = lo > first ? lo - first : 0, b = hi > first ? hi - first : 0;
         if (b > s->H) b = s->H;
         if (a >= b) continue;
         int candidate = B_candidate && g == 2;
-        product_tn(a, b, N, s->R, back->sum + (size_t)slot[g] * s->Hp, s->ldg, candidate ? B_candidate : B,
-                   candidate ? ldc : ldb, out + first * N, N, accumulate);
+        product_call call = {.N = N, .K = s->R, .A = sum + (size_t)slot[g] * s->Hp, .ars = 1, .aks = s->ldg,
+                             .next_A = g + 1 < (size_t)s->shape.gates ? sum + (size_t)slot[g + 1] * s->Hp : NULL,
+                             .B = candidate ? B_candidate : B, .ldb = candidate ? ldc : ldb, .depth = 512,
+                             .C = out + first * N, .ldc = N, .accumulate = accumulate};
+        product_rows(&call, a, b);
     }
 }
 
@@ -74,10 +78,9 @@ static void gradients_of_input(const backward_call *call, int rank, crnn_team *t
         return;
     }
     for (size_t e = 0; e < s->D; e++) {
-        input_gradient(call, e, lo, hi, e > 0);
-        crnn_barrier(team);
+        if (e > 0) crnn_barrier(team);
+        input_gradient(call, e, lo, hi, out, width, rank);
     }
-    for (size_t r = lo; r < hi; r++) memcpy(out + r * width, call->dx + r * call->ldx, width * sizeof(T));
 }
 
 static void gradients_of_start(const backward_call *call)
@@ -103,7 +106,6 @@ static void pack_weights_back(const backward_call *call, int rank, crnn_team *te
     const run_state *s = call->s;
     int size = crnn_team_size(team), by_units = s->plan.backward == BY_UNITS && call->args->truncation != CRNN_WINDOW;
     for (size_t q = 0; q < s->L * s->D; q++) {
-        const layer_run *run = s->layers + q;
         const layer_back *back = call->layers + q;
         const crnn_weights *w = call->stack->weights + q;
         pack_range recurrent = pack_share(by_units, s->UV, BACK_UNITS, rank, size);
@@ -111,8 +113,9 @@ static void pack_weights_back(const backward_call *call, int rank, crnn_team *te
             pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, back->pack_hh, recurrent);
         if (back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, back->pack_n, recurrent);
         if (!back->pack_ih) continue;
-        pack_backward(&s->shape.input, s->H, w->weight_ih, run->input, back->pack_ih,
-                      pack_share(0, (run->input + VW - 1) / VW, BACK_UNITS, rank, size));
+        size_t input = s->layers[q].input;
+        pack_backward(&s->shape.input, s->H, w->weight_ih, input, back->pack_ih,
+                      pack_share(0, tile_count(input, VW), BACK_UNITS, rank, size));
     }
     crnn_barrier(team);
 }
@@ -151,14 +154,16 @@ static void lay_out_back(arena *a, backward_call *call)
     const run_state *s = call->s;
     int window = call->args->truncation == CRNN_WINDOW, lstm = s->shape.kind == KIND_LSTM;
     size_t rec = (size_t)s->shape.recurrent.gates, widest = s->D * s->H;
-    if (!s->ids && s->layers[0].input > widest) widest = s->layers[0].input;
     call->ldx = leading(widest);
-    call->dx = s->L > 1 || (call->args->dx && !s->ids) ? take_rows(a, s->R, call->ldx) : NULL;
+    call->dx = s->L > 1 ? take_rows(a, s->R, call->ldx) : NULL;
+    if (!s->ids && call->args->dx && s->layers[0].input > widest) widest = s->layers[0].input;
+    call->ld_block = leading(widest);
+    call->rooms = TAKE(a, T, (size_t)s->plan.threads * LYING_DEPTH * 4 * VW);
+    call->blocks = take_rows(a, (size_t)s->plan.threads * PRODUCT_ROWS, call->ld_block);
     call->reset = s->shape.candidate.gates ? take_rows(a, s->R, s->ldh) : NULL;
     call->layers = TAKE(a, layer_back, s->L * s->D);
     for (size_t q = 0; q < s->L * s->D; q++) {
         layer_back *back = a->base ? call->layers + q : &(layer_back){0};
-        const layer_run *run = s->layers + q;
         size_t states = s->B + s->R;
         back->d = take_rows(a, s->R, s->ldg);
         back->sum = call->overlap ? take_rows(a, s->R, s->ldg) : back->d;
@@ -168,10 +173,10 @@ static void lay_out_back(arena *a, backward_call *call)
         back->dc_next = lstm && window ? take_rows(a, states, s->ldh) : NULL;
         back->dh0 = take_rows(a, s->B, s->ldh);
         back->dc0 = lstm ? take_rows(a, s->B, s->ldh) : NULL;
-        back->pack_hh = one_wide_sequence(s) && !window ? NULL : TAKE(a, T, rec * s->H * s->Hp);
+        back->pack_hh = recurrent_lies(s) && !window ? NULL : TAKE(a, T, rec * s->H * s->Hp);
         back->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->H * s->Hp) : NULL;
-        int wants_dx = q >= s->D || (call->args->dx && !s->ids);
-        back->pack_ih = wants_dx ? TAKE(a, T, (size_t)s->shape.gates * s->H * round_up(run->input, VW)) : NULL;
+        int packed = (q >= s->D || (call->args->dx && !s->ids)) && !input_lies(s, s->layers[q].input);
+        back->pack_ih = packed ? TAKE(a, T, (size_t)s->shape.gates * s->H * round_up(s->layers[q].input, VW)) : NULL;
         back->h_prev = s->dense ? NULL : take_rows(a, s->R, s->ldh);
     }
 }

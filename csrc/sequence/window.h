@@ -46,9 +46,7 @@ static void window_pass(const backward_call *call, size_t j, int last_pass, int 
             if (s->shape.candidate.gates) reset_rows(call, run, back, row, before, rows, 0, s->UV, next);
             if (j > 0) add_rows_to(back->sum + row * s->ldg, back->d + row * s->ldg, rows, s->ldg);
             else memcpy(back->sum + row * s->ldg, back->d + row * s->ldg, rows * s->ldg * sizeof(T));
-            if (l > 0)
-                product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_ih, 0,
-                             (run->input + VW - 1) / VW, rows, call->dx + row * call->ldx, call->ldx, NULL, 0);
+            if (l > 0) input_rows(call, l, row, rows, call->dx + row * call->ldx, call->ldx, rank);
             /* In the last pass only the first step's rows go on, to the initial state. */
             size_t on = last_pass ? (row < n0 ? (rows < n0 - row ? rows : n0 - row) : 0) : rows;
             if (on)

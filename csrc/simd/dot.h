@@ -11,32 +11,32 @@ typedef struct {
     const T *last; /* unless K is whole vectors: last_vector of each row of v, side by side */
 } dot_source;
 
-/* acc[i*4 + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= 4 rows of W. */
-INLINE void dot_tile(const int mr, V *acc, const dot_source *s, size_t columns)
+/* acc[i*wide + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= wide <= 4 rows of W. */
+INLINE void dot_tile(const int mr, const int wide, V *acc, const dot_source *s, size_t columns)
 {
     const T *w[4], *v[8];
-    UNROLL(4) for (int j = 0; j < 4; j++) w[j] = s->W + ((size_t)j < columns ? (size_t)j : columns - 1) * s->ldw;
+    UNROLL(4) for (int j = 0; j < wide; j++) w[j] = s->W + ((size_t)j < columns ? (size_t)j : columns - 1) * s->ldw;
     UNROLL(8) for (int i = 0; i < mr; i++) v[i] = s->v + (size_t)i * s->ldv;
     size_t whole = s->K / VW * VW;
     for (size_t k = 0; k < whole; k += VW) {
         V wv[4];
-        UNROLL(4) for (int j = 0; j < 4; j++) wv[j] = load(w[j] + k);
+        UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = load(w[j] + k);
         UNROLL(8) for (int i = 0; i < mr; i++) {
             V vv = load(v[i] + k);
-            UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] = MULADD(wv[j], vv, acc[i * 4 + j]);
+            UNROLL(4) for (int j = 0; j < wide; j++) acc[i * wide + j] = MULADD(wv[j], vv, acc[i * wide + j]);
         }
     }
     if (whole == s->K) return;
     T edge[4][VW];
     if (whole) {
-        UNROLL(4) for (int j = 0; j < 4; j++) w[j] += s->K - VW;
+        UNROLL(4) for (int j = 0; j < wide; j++) w[j] += s->K - VW;
     } else if (s->room < (columns - 1) * s->ldw + VW) {
         memset(edge, 0, sizeof edge);
-        UNROLL(4) for (int j = 0; j < 4; j++) w[j] = memcpy(edge[j], w[j], s->K * sizeof(T));
+        UNROLL(4) for (int j = 0; j < wide; j++) w[j] = memcpy(edge[j], w[j], s->K * sizeof(T));
     }
     UNROLL(8) for (int i = 0; i < mr; i++) {
         V vv = load(s->last + (size_t)i * VW);
-        UNROLL(4) for (int j = 0; j < 4; j++) acc[i * 4 + j] = MULADD(load(w[j]), vv, acc[i * 4 + j]);
+        UNROLL(4) for (int j = 0; j < wide; j++) acc[i * wide + j] = MULADD(load(w[j]), vv, acc[i * wide + j]);
     }
 }
 
@@ -49,8 +49,8 @@ INLINE void dot_body(const int mr, DOT_ARGUMENTS)
     V acc[8 * 4];
     const int half = (LANE_COUNT + 1) / 2, sums_of = (mr * 4 + half - 1) / half * half;
     UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
-    dot_tile(mr, acc, one, columns);
-    if (two) dot_tile(mr, acc, two, columns);
+    dot_tile(mr, 4, acc, one, columns);
+    if (two) dot_tile(mr, 4, acc, two, columns);
     T sums[8 * 4 + LANE_COUNT] = {0};
     UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
         store(sums + i, lane_sums(acc + i, sums_of - i < LANE_COUNT ? half : LANE_COUNT));
@@ -72,3 +72,31 @@ static const dot_function dots[DOT_ROWS + 1] = {NULL, dot_1, dot_2, dot_3, dot_4
 #define DOT_ROWS 2
 static const dot_function dots[DOT_ROWS + 1] = {NULL, dot_1, dot_2};
 #endif
+
+/* What a dot_source wants as `last`. */
+INLINE void last_vector(T *out, const T *x, size_t K)
+{
+    size_t rest = K % VW, whole = K - rest;
+    memset(out, 0, VW * sizeof(T));
+    if (whole) memcpy(out + VW - rest, x + whole, rest * sizeof(T));
+    else memcpy(out, x, rest * sizeof(T));
+}
+
+/* `valid` units of one gate for several rows: both sources at once, or null. */
+static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo)
+{
+    const dot_source *one = h.v ? &h : &x, *two = h.v && x.v ? &x : NULL;
+    const T *h0 = h.v, *x0 = x.v, *h_last = h.last, *x_last = x.last;
+    for (size_t j = 0; one->v && j < valid; j += 4) {
+        size_t columns = valid - j < 4 ? valid - j : 4;
+        for (size_t i = 0; i < rows;) {
+            size_t mr = next_rows(rows - i, DOT_ROWS);
+            if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
+            if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
+            dots[mr](one, two, columns, out + i * ldo + j, ldo, 1);
+            i += mr;
+        }
+        h.W += 4 * h.ldw, h.room -= columns * h.ldw;
+        x.W += 4 * x.ldw, x.room -= columns * x.ldw;
+    }
+}

@@ -391,6 +391,14 @@ int main(void)
         if (c != 0 && c != 3 && c != 4 && c != 7) continue;
         s.layers = 1, s.batch = 1, s.steps = 9, s.hidden = s.cell == CRNN_LSTM ? 272 : s.cell == CRNN_GRU ? 304 : 528;
         run(s);
+        /* Weights of the input as well: read as they lie, or packed by each thread for itself; more rows than that is for. */
+        s.input = 270, s.steps = 3;
+        run(s);
+        s.onehot = 1;
+        run(s);
+        if (c != 3) continue;
+        s.onehot = s.states = 0, s.directions = 2, s.hidden = 270;
+        run(s);
     }
     return finish("test_cells");
 }
