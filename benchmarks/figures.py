@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks.flops import least_seconds
 from benchmarks.workloads import Workload
 
 Record = dict[str, Any]
@@ -99,6 +100,14 @@ def share(record: Record) -> float | None:
     return speed / record["peak"] if speed and record.get("peak") else None
 
 
+def limit(record: Record, allowed: Callable[[str, str], bool] = ROWS[0].rival) -> float | None:
+    """Return the ratio of a library that reached the machine's limits (:func:`benchmarks.flops.least_seconds`)."""
+    best = rival(record, allowed)
+    if not best or not record.get("peak"):
+        return None
+    return best[1] / least_seconds(workload_of(record), record["flops"], record["peak"], record.get("read"))
+
+
 def mean(values: Iterable[float]) -> float:
     """Return the geometric mean."""
     logs = [math.log(value) for value in values]
@@ -107,7 +116,11 @@ def mean(values: Iterable[float]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One line of the summary: worst and mean, the goals for both, how many workloads, and which one is worst."""
+    """One line of the summary: worst and mean, the goals for both, how many workloads, and which one is worst.
+
+    ``worst_limit`` and ``mean_limit`` are what a library would have that did the same work at the machine's limits, 0
+    where that is not known.
+    """
 
     label: str
     worst: float
@@ -116,17 +129,22 @@ class Summary:
     mean_goal: float
     count: int
     where: str
+    worst_limit: float = 0.0
+    mean_limit: float = 0.0
 
     @property
     def met(self) -> bool:
         return self.worst >= self.worst_goal and self.mean >= self.mean_goal
 
 
-def _line(label: str, pairs: list[tuple[float, str]], worst: float, average: float) -> list[Summary]:
+def _line(
+    label: str, pairs: list[tuple[float, str]], worst: float, average: float, limits: list[float] | None = None
+) -> list[Summary]:
     if not pairs:
         return []
     low, where = min(pairs)
-    return [Summary(label, low, mean(value for value, _ in pairs), worst, average, len(pairs), where)]
+    roofs = (min(limits), mean(limits)) if limits and len(limits) == len(pairs) else (0.0, 0.0)
+    return [Summary(label, low, mean(value for value, _ in pairs), worst, average, len(pairs), where, *roofs)]
 
 
 def summarise(records: list[Record], threads: int) -> list[Summary]:
@@ -135,7 +153,7 @@ def summarise(records: list[Record], threads: int) -> list[Summary]:
     lines: list[Summary] = []
     notes = [record for record, w in mine if w.group == "notes" and BASELINE in record["peers"]]
     for row in ROWS:
-        pairs = []
+        pairs, limits = [], []
         for record, workload in mine:
             if not row.chosen(workload):
                 continue
@@ -147,15 +165,21 @@ def summarise(records: list[Record], threads: int) -> list[Summary]:
                     value = (record["tokens"] / ours) / (notes[0]["tokens"] / theirs)
             if value is not None:
                 pairs.append((value, f"{workload.cell} {workload.shape}"))
-        lines += _line(row.label, pairs, row.worst, row.mean)
+                roof = limit(record, row.rival)
+                limits += [roof] if roof is not None else []
+        lines += _line(row.label, pairs, row.worst, row.mean, limits)
+
+    def ones(pairs: list[Any]) -> list[float]:
+        return [1.0] * len(pairs)
+
     large = [
         (share(record), f"{w.cell} {w.shape}")
         for record, w in mine
         if w.group in ("layer-training", "odd-training") and w.batch * w.time >= 700 and w.hidden >= 200
     ]
-    lines += _line("fraction of peak, layer training, B*T >= 700, H >= 200", _known(large), 0.8, 0.8)
+    lines += _line("fraction of peak, layer training, B*T >= 700, H >= 200", _known(large), 0.8, 0.8, ones(large))
     models = [(share(record), f"{w.cell} {w.shape}") for record, w in mine if w.group == "zaremba"]
-    lines += _line("fraction of peak, Zaremba small and medium", _known(models), 0.75, 0.75)
+    lines += _line("fraction of peak, Zaremba small and medium", _known(models), 0.75, 0.75, ones(models))
     lines += _line("float32 time x 2.2 over float64 time", _widths(mine), 1.0, 1.0)
     if threads > 1:
         lines += _line(f"speed-up of {threads} threads, batched shapes", speedups(records, threads), 1.7, 1.7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from benchmarks.figures import Record, fastest, gflops, ratio, rival, seconds, s
 from benchmarks.peers import PEERS
 from benchmarks.workloads import Workload, groups
 
+LIMIT = """The limit is the ratio that a library would have that ran every product at the multiply-add peak, and read
+the weights of a single sequence, or of a step, as fast as a loop that does nothing else; both measured in the same
+minutes. Nobody gets there: functions of the gates, updates and the calls themselves take no time in it."""
 HEADINGS = {
     "layer-training": "Layer training: forward and backward, float32",
     "batch1-training": "Layer training, one sequence, float32",
@@ -54,6 +58,8 @@ def markdown(run: dict[str, Any]) -> str:
     parts = ["# Benchmark results", _machine(run)]
     for threads in counts:
         parts += [f"## Summary, {_threads(threads)}", _summary(records, threads)]
+    if counts:
+        parts.append(LIMIT)
     for group in groups():
         for threads in counts:
             chosen = [r for r in records if r["threads"] == threads and workload_of(r).group == group]
@@ -107,13 +113,18 @@ def _machine(run: dict[str, Any]) -> str:
 
 
 def _summary(records: list[Record], threads: int) -> str:
-    rows = ["| work | worst | goal | geometric mean | goal | workloads | met | worst at |"]
-    rows.append("|---|--:|--:|--:|--:|--:|---|---|")
+    rows = ["| work | worst | goal | limit | geometric mean | goal | limit | workloads | met | worst at |"]
+    rows.append("|---|--:|--:|--:|--:|--:|--:|--:|---|---|")
     for line in summarise(records, threads):
+        low, middle = (f"{roof:.2f}" if roof else "-" for roof in (line.worst_limit, line.mean_limit))
         rows.append(
-            f"| {line.label} | {line.worst:.2f} | {line.worst_goal:g} | {line.mean:.2f} | {line.mean_goal:g} "
-            f"| {line.count} | {'yes' if line.met else 'no'} | {line.where} |"
+            f"| {line.label} | {line.worst:.2f} | {line.worst_goal:g} | {low} | {line.mean:.2f} | {line.mean_goal:g} "
+            f"| {middle} | {line.count} | {'yes' if line.met else 'no'} | {line.where} |"
         )
+    handovers = [r["handover"] for r in records if r["threads"] == threads and r.get("handover")]
+    if handovers:
+        spread = f"{min(handovers):.2f} to {max(handovers):.2f}"
+        rows += ["", f"An empty job to the other threads and back: {statistics.median(handovers):.2f} us ({spread})."]
     return "\n".join(rows)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.flops import flops, rows
+from benchmarks.flops import bytes_per_step, flops, rows
 from benchmarks.peers import ROUNDING
 from benchmarks.workloads import Workload, arrays, parameter_shapes
 
@@ -134,12 +134,11 @@ class Runner:
         """Return crnn's instruction set and BLAS."""
         return self.workers["crnn"].ask("describe") if "crnn" in self.workers else {}
 
-    def peak(self, dtype: str, seconds: float = 0.15) -> float | None:
-        """Return the multiply-add peak in GFLOP/s of this run's threads, None without crnn."""
+    def peak(self, dtype: str, size: int, seconds: float = 0.15) -> dict[str, float | None]:
+        """Return what this run's threads reach (see :meth:`Worker.peak`), nothing without crnn."""
         if "crnn" not in self.workers:
-            return None
-        answer = self.workers["crnn"].ask("peak", dtype=dtype, seconds=seconds)
-        return answer.get("gflops")
+            return {}
+        return self.workers["crnn"].ask("peak", dtype=dtype, seconds=seconds, size=size)
 
     def measure(self, workload: Workload) -> dict[str, Any]:
         """Check and time one workload.
@@ -148,7 +147,8 @@ class Runner:
         -------
         dict
             ``workload`` (its fields), ``name``, ``threads``, ``flops`` and ``tokens`` of one call, ``peak`` (GFLOP/s),
-            ``rounds``, ``parameters`` (bytes), ``refused`` (variant -> why it was not timed) and ``peers``: name ->
+            ``read`` (GB/s) and ``handover`` (microseconds) of the machine in these minutes, ``rounds``,
+            ``parameters`` (bytes), ``refused`` (variant -> why it was not timed) and ``peers``: name ->
             variant -> ``seconds`` (median of all samples), ``spread`` (median absolute deviation), ``best``
             (fastest), ``calls``, ``rounds`` (median of each), ``stolen`` (seconds), ``error`` (largest difference
             from the float64 reference), for streams ``grown`` (bytes that the first call adds at most) and for steps
@@ -175,7 +175,8 @@ class Runner:
                     results[peer, variant] = {"error": error, "rounds": [], "samples": [], "stolen": 0.0}
                     if answer["grown"].get(variant) is not None:
                         results[peer, variant]["grown"] = answer["grown"][variant]
-        peaks = [self.peak(workload.dtype)]
+        size = bytes_per_step(workload)
+        roofs = [self.peak(workload.dtype, size)]
         for _ in range(self.rounds):
             for (peer, variant), record in results.items():
                 time.sleep(PAUSE)
@@ -185,7 +186,7 @@ class Runner:
                 record["rounds"].append(statistics.median(answer["samples"]))
                 record["samples"] += answer["samples"]
                 record["stolen"] += answer["stolen"]
-            peaks.append(self.peak(workload.dtype, 0.05))
+            roofs.append(self.peak(workload.dtype, size, 0.05))
         if workload.kind == "step":
             for (peer, variant), record in results.items():
                 time.sleep(PAUSE)
@@ -193,7 +194,6 @@ class Runner:
         peers: dict[str, dict[str, Any]] = {}
         for (peer, variant), record in results.items():
             peers.setdefault(peer, {})[variant] = summary(record)
-        known = [peak for peak in peaks if peak is not None]
         return {
             "name": workload.name,
             "threads": self.threads,
@@ -201,7 +201,9 @@ class Runner:
             "flops": flops(workload, data),
             "tokens": rows(workload, data),
             "parameters": sum(data[name].nbytes for name in parameter_shapes(workload)),
-            "peak": max(known) if known else None,
+            "peak": _most(roofs, "gflops"),
+            "read": _most(roofs, "read"),
+            "handover": _middle(roofs, "handover"),
             "rounds": self.rounds,
             "peers": peers,
             "refused": refused,
@@ -224,6 +226,15 @@ class Runner:
                     return _read(next(iter(answer["results"].values())))
                 refused[f"{peer} (reference)"] = answer.get("unsupported") or answer.get("failed", "")
         return {}
+
+
+def _most(roofs: list[dict[str, float | None]], key: str) -> float | None:
+    return max((found for roof in roofs if (found := roof.get(key)) is not None), default=None)
+
+
+def _middle(roofs: list[dict[str, float | None]], key: str) -> float | None:
+    known = [found for roof in roofs if (found := roof.get(key)) is not None]
+    return statistics.median(known) if known else None
 
 
 def _read(path: str) -> dict[str, np.ndarray]:

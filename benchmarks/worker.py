@@ -95,13 +95,17 @@ class Worker:
             gc.enable()
         return {"p50": float(np.percentile(samples, 50)), "p99": float(np.percentile(samples, 99))}
 
-    def peak(self, dtype: str, seconds: float) -> dict[str, Any]:
-        """Measure the multiply-add peak of all threads, in GFLOP/s."""
+    def peak(self, dtype: str, seconds: float, size: int) -> dict[str, Any]:
+        """Measure the roofs: multiply-adds of all threads in GFLOP/s, how fast they read ``size`` bytes in GB/s (None
+        for 0), and how long it takes to give an empty job to the other threads, in microseconds."""
         from crnn import _kernels
 
         # Of several short looks the best: a neighbour's burst in one of them is not the machine's peak.
-        looks = [_kernels.fma_peak(dtype, self.threads, seconds / PEAK_LOOKS) for _ in range(PEAK_LOOKS)]
-        return {"gflops": float(max(looks))}
+        looks = range(PEAK_LOOKS)
+        rate = max(_kernels.fma_peak(dtype, self.threads, seconds / PEAK_LOOKS) for _ in looks)
+        read = max(_kernels.read_bandwidth(size, self.threads, seconds / PEAK_LOOKS) for _ in looks) if size else None
+        handover = _kernels.handover(self.threads) * 1e6 if self.threads > 1 else None
+        return {"gflops": float(rate), "read": read, "handover": handover}
 
     def describe(self) -> dict[str, Any]:
         """Return what crnn says about its build."""

@@ -142,6 +142,25 @@ def test_speed_up_of_threads_and_cost_of_float64():
     assert lines["float32 time x 2.2 over float64 time"].worst == pytest.approx(1.1)
 
 
+def test_limits_are_the_peak_and_the_bandwidth():
+    made = record(LAYER, crnn=[("layer", 0.012)], torch=[("eager", 0.015)])  # 2 GFLOP at 200 GFLOP/s: 10 ms
+    assert figures.limit(made) == pytest.approx(1.5)
+    assert figures.limit(made | {"peak": None}) is None
+    single = Workload("batch1-training", "layer", "lstm", 1, 10, 30, 50)
+    assert flops.bytes_per_step(single) == 4 * 50 * 50 * 4
+    work = 6 * 10 * 4 * 50 * (30 + 50)
+    recurrent = 2 * 10 * 4 * 50 * 50  # forward and backward read each weight once a step and do two operations with it
+    expected = (work - 2 * recurrent) / 200e9 + recurrent * 4 / 50e9
+    assert flops.least_seconds(single, work, 200.0, 50.0) == pytest.approx(expected)
+    assert flops.least_seconds(single, work, 200.0, None) == pytest.approx(work / 200e9)
+    step = Workload("step", "step", "gru", 1, 7, 30, 50, train=False)
+    size = 3 * 50 * 80 * 4
+    assert flops.bytes_per_step(step) == size
+    assert flops.least_seconds(step, 7 * 2 * 3 * 50 * 80, 200.0, 50.0) == pytest.approx(7 * size / 50e9)
+    line = figures.summarise([made], 2)[0]
+    assert (line.worst_limit, line.mean_limit) == pytest.approx((1.5, 1.5))
+
+
 @pytest.fixture
 def run():
     records = [

@@ -327,3 +327,12 @@ def test_sequences_that_the_kernels_would_crash_on_are_refused():
         _kernels.unpack_sequences(rows, np.array([1, 2]), offsets, good)
     with pytest.raises(ValueError, match="rows"):
         _kernels.unpack_sequences(rows[:2], order, offsets, good)
+
+
+def test_what_the_machine_reaches_is_measured(threads):
+    threads(2)
+    assert _kernels.read_bandwidth(100_000, 2, 1e-3) > 0.1  # GB/s
+    assert _kernels.fma_peak("float32", 2, 1e-3) > 0.1
+    assert 0 < _kernels.handover(2) < 1
+    with pytest.raises(ValueError, match="size: got 0 bytes"):
+        _kernels.read_bandwidth(0, 1, 1e-3)

@@ -120,6 +120,8 @@ cdef extern from "crnn.h" nogil:
     void crnn_add_rows(crnn_dtype, void *, size_t, size_t, const int64_t *, const void *, size_t, size_t, double)
     crnn_status crnn_function(crnn_dtype, char, const void *, void *, size_t)
     double crnn_fma_peak(crnn_dtype, int, double)
+    double crnn_read_bandwidth(size_t, int, double)
+    double crnn_handover(int)
     int crnn_isa_count()
     const char *crnn_isa_name(int)
     const char *crnn_isa_active()

@@ -21,6 +21,23 @@ def fma_peak(str dtype, int threads, double seconds):
     return rate
 
 
+def read_bandwidth(Py_ssize_t size, int threads, double seconds):
+    """Measured rate in GB/s at which the threads read `size` bytes, shared out among them, up and down."""
+    if size < 1:
+        raise ValueError(f"size: got {size} bytes, wanted at least 1")
+    cdef double rate
+    with nogil:
+        rate = crnn_read_bandwidth(<size_t>size, threads, seconds)
+    if rate == 0:
+        raise MemoryError(f"size: no memory for {size} bytes")
+    return rate
+
+
+def handover(int threads):
+    """Seconds to give the other threads an empty job and hear that it is done, as last measured."""
+    return crnn_handover(threads)
+
+
 def set_threads(int n):
     if n < 1:
         raise ValueError(f"n: got {n}, wanted at least 1")

@@ -24,6 +24,7 @@ typedef struct crnn_kernels {
     void (*function)(char, const void *, void *, size_t);
     double (*fma_loop)(size_t iterations); /* returns a value that depends on every operation */
     size_t fma_flops;                      /* per iteration */
+    double (*read_loop)(const void *data, size_t bytes, int backwards);
 } crnn_kernels;
 
 /* First member of every tape: backward must use the kernels that laid the tape out. */
@@ -36,7 +37,6 @@ struct crnn_tape {
 typedef struct crnn_team crnn_team;
 typedef void (*crnn_work)(void *context, int rank, crnn_team *team);
 void crnn_parallel(int threads, int brief, crnn_work work, void *context); /* brief: a few tens of microseconds */
-double crnn_handover(int threads); /* seconds to give them a job of nothing and have it back, as last measured */
 int crnn_team_size(const crnn_team *team);
 void crnn_barrier(crnn_team *team);
 double crnn_seconds(void);

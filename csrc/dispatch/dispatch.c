@@ -212,33 +212,54 @@ crnn_status crnn_function(crnn_dtype dtype, char f, const void *x, void *y, size
     return CRNN_OK;
 }
 
+#define PROBE_THREADS 64
 typedef struct {
     const crnn_kernels *kernels;
-    double seconds, rate[64];
-    double sink[64];
-} peak_call;
+    size_t bytes; /* that each thread reads; 0: multiply-adds */
+    char *data;
+    double seconds, rate[PROBE_THREADS], sink[PROBE_THREADS];
+} probe_call;
 
-static void peak_work(void *context, int rank, crnn_team *team)
+static void probe_work(void *context, int rank, crnn_team *team)
 {
-    peak_call *call = context;
+    probe_call *call = context;
     size_t chunk = 100000, done = 0;
+    char *data = call->data ? call->data + (size_t)rank * call->bytes : NULL;
+    if (data) memset(data, 0, call->bytes);
     crnn_barrier(team);
     double start = crnn_seconds(), now;
     do {
-        call->sink[rank] += call->kernels->fma_loop(chunk);
-        done += chunk;
+        for (int turn = 0; data && turn < 2; turn++) call->sink[rank] += call->kernels->read_loop(data, call->bytes, turn);
+        if (!data) call->sink[rank] += call->kernels->fma_loop(chunk);
+        done += data ? 2 * call->bytes : chunk * call->kernels->fma_flops;
         now = crnn_seconds();
     } while (now - start < call->seconds);
-    call->rate[rank] = (double)done * (double)call->kernels->fma_flops / (now - start) * 1e-9;
+    call->rate[rank] = (double)done / (now - start) * 1e-9;
 }
+
+static double probe(probe_call *call, int threads)
+{
+    double sum = 0;
+    crnn_parallel(threads, 0, probe_work, call);
+    for (int i = 0; i < threads; i++) sum += call->rate[i];
+    return sum;
+}
+
+static int probe_threads(int threads) { return threads < 1 ? 1 : threads > PROBE_THREADS ? PROBE_THREADS : threads; }
 
 double crnn_fma_peak(crnn_dtype dtype, int threads, double seconds)
 {
-    peak_call call = {.kernels = kernels(dtype), .seconds = seconds};
-    if (threads < 1) threads = 1;
-    if (threads > 64) threads = 64;
-    crnn_parallel(threads, 0, peak_work, &call);
-    double sum = 0;
-    for (int i = 0; i < threads; i++) sum += call.rate[i];
-    return sum;
+    probe_call call = {.kernels = kernels(dtype), .seconds = seconds};
+    return probe(&call, probe_threads(threads));
+}
+
+double crnn_read_bandwidth(size_t bytes, int threads, double seconds)
+{
+    threads = probe_threads(threads);
+    probe_call call = {.kernels = kernels(CRNN_F32), .seconds = seconds};
+    call.bytes = (bytes / (size_t)threads + 4095) / 4096 * 4096;
+    if (!call.bytes || !(call.data = crnn_allocate(call.bytes * (size_t)threads))) return 0;
+    double rate = probe(&call, threads);
+    crnn_release(call.data);
+    return rate;
 }

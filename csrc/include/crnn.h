@@ -168,6 +168,10 @@ CRNN_API void crnn_add_rows(crnn_dtype dtype, void *dst, size_t row_step, size_t
 CRNN_API crnn_status crnn_function(crnn_dtype dtype, char f, const void *x, void *y, size_t n);
 /* Measured peak of fused multiply-adds in registers, GFLOP/s. */
 CRNN_API double crnn_fma_peak(crnn_dtype dtype, int threads, double seconds);
+/* Measured rate, GB/s, at which threads read `bytes` that they share out, up and down, again and again; 0: no memory. */
+CRNN_API double crnn_read_bandwidth(size_t bytes, int threads, double seconds);
+/* Measured time, seconds, to give the other threads a job of nothing and hear that it is done; as of the last measurement. */
+CRNN_API double crnn_handover(int threads);
 
 /* Instruction sets: "scalar", "sse2", "avx2", "avx512", "neon". */
 CRNN_API int crnn_isa_count(void);             /* sets that are compiled in and that this machine runs */

@@ -20,6 +20,7 @@ extern const crnn_kernels THIS_KERNELS;
 #include "../sequence/weights.h"
 #include "../output/softmax.h"
 #include "../optim/rules.h"
+#include "../simd/probe.h"
 
 const crnn_kernels THIS_KERNELS = {
     .name = CRNN_ISA_NAME,
@@ -39,4 +40,5 @@ const crnn_kernels THIS_KERNELS = {
     .function = kernel_function,
     .fma_loop = kernel_fma_loop,
     .fma_flops = 2 * 12 * VW,
+    .read_loop = kernel_read_loop,
 };

@@ -168,19 +168,3 @@ static void kernel_function(char f, const void *x, void *y, size_t n)
         memcpy((T *)y + i, lanes, m * sizeof(T));
     }
 }
-
-/* Twelve independent chains: enough for two FMA units of latency five. Where they start is hidden from the compiler, which
- * would find that 1 is a fixed point of x * 0.999 + 0.001 and save that chain. */
-NOINLINE double kernel_fma_loop(size_t iterations)
-{
-    static const volatile T start[3] = {(T)0.5, (T)0.999, (T)1e-3};
-    V acc[12], a = splat(start[1]), b = splat(start[2]);
-    UNROLL(12) for (int i = 0; i < 12; i++) acc[i] = splat((T)i + start[0]);
-    for (size_t n = 0; n < iterations; n++) {
-        UNROLL(12) for (int i = 0; i < 12; i++) acc[i] = acc[i] * a + b;
-        __asm__ __volatile__("" : : : "memory");
-    }
-    V sum = acc[0];
-    UNROLL(12) for (int i = 1; i < 12; i++) sum += acc[i];
-    return (double)lane_sum(sum);
-}
