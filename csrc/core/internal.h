@@ -40,6 +40,7 @@ void crnn_parallel(int threads, int brief, crnn_work work, void *context); /* br
 int crnn_team_size(const crnn_team *team);
 void crnn_barrier(crnn_team *team);
 double crnn_seconds(void);
+int crnn_leave_processor(int processor); /* 1 if this thread was running there and has moved */
 
 /* Share of n items that rank gets: [*lo, *hi), contiguous, in whole groups of `unit`. */
 static inline void crnn_share(size_t n, size_t unit, int rank, int size, size_t *lo, size_t *hi)

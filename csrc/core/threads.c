@@ -31,10 +31,11 @@ static struct {
     OWN_LINE crnn_work work;     /* the job; a worker that sees the ticket rise has it in the same line */
     void *context;
     int size;
+    int crowded;                 /* the caller's processor, if a worker may have been put there too, else -1 */
     atomic_uint ticket;          /* rises with every job */
     OWN_LINE atomic_uint done;   /* rises with every worker that has finished one; the caller only reads it */
     crnn_team team;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .crowded = -1};
 
 /* Other programs may hold the cores that our workers want. Then the caller waits for whole time slices, and is better off
  * alone: after several calls in a row that spent most of their time waiting (for workers that were awake), calls run on one
@@ -103,6 +104,34 @@ void crnn_barrier(crnn_team *team)
 #define CLOSE_TOGETHER 2e-4 /* seconds */
 #define PATIENCE (2 * CLOSE_TOGETHER)
 
+/* A system may wake a worker on the processor of the caller and leave it there, next to an idle one, for a second and more:
+ * both then take turns, at less than the speed of one. A worker that finds itself there goes elsewhere, within what it is
+ * allowed. */
+int crnn_leave_processor(int processor)
+{
+#if defined(__linux__)
+    cpu_set_t allowed, others;
+    if (processor < 0 || sched_getcpu() != processor) return 0;
+    if (pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed) != 0) return 0;
+    others = allowed;
+    CPU_CLR(processor, &others);
+    if (CPU_COUNT(&others) == 0 || pthread_setaffinity_np(pthread_self(), sizeof others, &others) != 0) return 0;
+    return pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed) == 0;
+#else
+    (void)processor;
+    return 0;
+#endif
+}
+
+static int this_processor(void)
+{
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
 static void *worker(void *argument)
 {
     int rank = (int)(intptr_t)argument;
@@ -125,6 +154,7 @@ static void *worker(void *argument)
             pthread_mutex_unlock(&pool.lock);
         }
         seen = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+        if (pool.crowded >= 0) crnn_leave_processor(pool.crowded);
         if (rank < pool.size) pool.work(pool.context, rank, &pool.team);
         atomic_fetch_add_explicit(&pool.done, 1, memory_order_release);
     }
@@ -186,10 +216,12 @@ static int better_alone(void)
     return pool.workers > 0;
 }
 
-/* The pool is ours: `threads` ranks do the work. 1 if all workers were awake. */
+/* The pool is ours: `threads` ranks do the work. 1 if all workers were awake. Who has just been woken, or kept us waiting
+ * last time, may share our processor. */
 static int run_team(int threads, crnn_work work, void *context)
 {
     double since = 0;
+    pool.crowded = waited > 0 || atomic_load(&pool.sleepers) > 0 ? this_processor() : -1;
     waited = 0;
     unsigned finished = atomic_load_explicit(&pool.done, memory_order_relaxed) + (unsigned)pool.workers;
     pool.work = work;
