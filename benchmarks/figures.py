@@ -100,12 +100,17 @@ def share(record: Record) -> float | None:
     return speed / record["peak"] if speed and record.get("peak") else None
 
 
-def limit(record: Record, allowed: Callable[[str, str], bool] = ROWS[0].rival) -> float | None:
-    """Return the ratio of a library that reached the machine's limits (:func:`benchmarks.flops.least_seconds`)."""
-    best = rival(record, allowed)
-    if not best or not record.get("peak"):
+def floor(record: Record) -> float | None:
+    """Return the time at the machine's limits (``least_seconds``), None where they are not known."""
+    if not record.get("peak"):
         return None
-    return best[1] / least_seconds(workload_of(record), record["flops"], record["peak"], record.get("read"))
+    return least_seconds(workload_of(record), record["flops"], record["peak"], record.get("read"))
+
+
+def limit(record: Record, allowed: Callable[[str, str], bool] = ROWS[0].rival) -> float | None:
+    """Return the ratio of a library that reached the machine's limits."""
+    best, least = rival(record, allowed), floor(record)
+    return best[1] / least if best and least else None
 
 
 def mean(values: Iterable[float]) -> float:
@@ -158,14 +163,14 @@ def summarise(records: list[Record], threads: int) -> list[Summary]:
             if not row.chosen(workload):
                 continue
             # The baseline has an RNN only; the other cells are held against its speed on the same sentences.
-            value = ratio(record, row.rival)
+            value, roof = ratio(record, row.rival), limit(record, row.rival)
             if value is None and row.rival(BASELINE, "float64") and not row.rival("torch", "dense") and notes:
-                ours, theirs = seconds(record), seconds(notes[0], BASELINE)
+                ours, theirs, least = seconds(record), seconds(notes[0], BASELINE), floor(record)
                 if ours and theirs:
                     value = (record["tokens"] / ours) / (notes[0]["tokens"] / theirs)
+                    roof = value * ours / least if least else None
             if value is not None:
                 pairs.append((value, f"{workload.cell} {workload.shape}"))
-                roof = limit(record, row.rival)
                 limits += [roof] if roof is not None else []
         lines += _line(row.label, pairs, row.worst, row.mean, limits)
 
