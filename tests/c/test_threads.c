@@ -1,7 +1,17 @@
-/* Threads that keep out of each other's way: a worker leaves the caller's processor, within what it is allowed. */
+/* Threads that keep out of each other's way: a worker leaves the caller's processor, within what it is allowed. And what the
+ * machine reaches. */
 #define _GNU_SOURCE
 #include "check.h"
 #include "internal.h"
+
+static void machine(const char *isa, crnn_dtype dtype)
+{
+    CHECK(crnn_fma_peak(dtype, 2, 1e-3) > 0, "%s %s: no multiply-adds", isa, dtype_name(dtype));
+    CHECK(crnn_read_bandwidth(100000, 2, 1e-3) > 0, "%s: nothing read", isa);
+    CHECK(crnn_read_bandwidth(0, 2, 1e-3) == 0, "%s: read nothing", isa);
+    double seconds = crnn_handover(2);
+    CHECK(seconds > 0 && seconds < 1, "a job of nothing takes %g s", seconds);
+}
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -39,6 +49,7 @@ static void *leaver(void *argument)
 
 int main(void)
 {
+    on_every_isa(machine);
     cpu_set_t allowed, one;
     pthread_t thread;
     pthread_create(&thread, NULL, leaver, NULL);
@@ -56,5 +67,9 @@ int main(void)
     return finish("test_threads");
 }
 #else
-int main(void) { return finish("test_threads"); }
+int main(void)
+{
+    on_every_isa(machine);
+    return finish("test_threads");
+}
 #endif
