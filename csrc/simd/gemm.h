@@ -198,7 +198,7 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
                 const int copied = p->room && width < nv * VW;
                 if (copied) copy_tile(p->room, nv * VW, b, ldb, width, kn);
                 fetch_plan plans[2] = {{(const char *)next, next ? kn : 0, ldb * sizeof(T), count},
-                                       {(const char *)(next_A + n), kn, p->aks * sizeof(T), count / 2}};
+                                       {(const char *)(next_A ? next_A + n : NULL), kn, p->aks * sizeof(T), count / 2}};
                 const size_t both = next_A && n < block && count > 1;
                 if (both) plans[0].tiles -= count / 2;
                 for (size_t m = mb, i = 0; m < me; i++) {
