@@ -41,7 +41,7 @@ static void softmax_logits(const softmax_call *call, int rank, int size)
             for (; fetched < fetch; fetched++)
                 for (size_t l = 0; l < 4 * VW; l += 64 / sizeof(T))
                     __builtin_prefetch(w + fetched * args->ld + v + 4 * VW + l, 0, 2);
-            tiles[mr][nv](args->hidden, call->h + done * call->ldh, call->ldh, 1, w + v, args->ld,
+            tiles[0][nv][mr](args->hidden, call->h + done * call->ldh, call->ldh, 1, w + v, args->ld,
                           call->logits + done * call->ldl, call->ldl, call->bias, 0, off, NULL, 0, 0);
             done += mr;
         }
@@ -116,7 +116,7 @@ static void softmax_slab(const softmax_call *call, size_t slab)
             for (size_t k = 0; k < H;) {
                 size_t mr = next_rows(H - k, (size_t)tile_rows_max[4]);
                 T *o = out + k * ldo + c;
-                tiles[mr][nv](rows, (update ? call->h_scaled : call->h) + k, 1, call->ldh, call->logits + c, call->ldl,
+                tiles[0][nv][mr](rows, (update ? call->h_scaled : call->h) + k, 1, call->ldh, call->logits + c, call->ldl,
                               o, ldo, update || call->add ? o : NULL, ldo, contiguous_off, NULL, 0, 0);
                 k += mr;
             }

@@ -33,27 +33,31 @@ typedef struct {
     int64_t *bad; /* per rank: the first row of dy_view that is not finite, or -1 */
 } backward_call;
 
-/* out (rows, units [u0, u1)) = init + d W, d's gates side by side in rows of gates; in tiles of unit vectors.
- * init null: 0. backwards: tiles from the last to the first. */
-static void product_back(const cell_product *product, size_t H, size_t Hp, size_t ldg, const T *d, const T *pack,
+/* out (rows, vectors [u0, u1) of `width` columns) = init + d W, d's gates side by side in rows of gates.
+ * init null: 0, and whole vectors are written where rows have room for them. backwards: tiles from the last to the first. */
+static void product_back(const run_state *s, const cell_product *product, const T *d, const T *pack, size_t width,
                          size_t u0, size_t u1, size_t rows, T *out, size_t ldo, const T *init, int backwards)
 {
-    size_t K = (size_t)product->gates * H;
+    size_t H = s->H, K = (size_t)product->gates * H;
     size_t count = u1 > u0 ? tile_count(u1 - u0, BACK_UNITS) : 0;
     for (size_t n = 0; n < count; n++) {
         unit_tile tile = nth_tile(u0, u1, BACK_UNITS, n, backwards);
         size_t u = tile.u, units = tile.units;
+        const int half = half_left((u + units) * VW, width);
         const T *b = pack + u * VW * K;
         for (size_t row = 0; row < rows;) {
             size_t mr = next_rows(rows - row, (size_t)tile_rows_max[units]);
             T *c = out + row * ldo + u * VW;
             for (int g = 0; g < product->gates; g++) {
                 const T *from = g ? c : init ? init + row * ldo + u * VW : NULL;
-                tiles[mr][units](H, d + row * ldg + (size_t)product->slot[g] * Hp, ldg, 1,
-                                 b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off, NULL, 0, 0);
+                tiles[half][units][mr](H, d + row * s->ldg + (size_t)product->slot[g] * s->Hp, s->ldg, 1,
+                                       b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off, NULL,
+                                       0, 0);
             }
             row += mr;
         }
+        if (!half || init || ldo < u1 * VW) continue;
+        for (size_t row = 0; row < rows; row++) memset(out + row * ldo + u1 * VW - VW / 2, 0, VW / 2 * sizeof(T));
     }
 }
 
@@ -106,8 +110,7 @@ static void reset_rows(const backward_call *call, const layer_run *run, const la
     size_t col = u0 * VW, prev = before * s->ldh + col, gate = row * s->ldg + col;
     if (u1 <= u0 || rows == 0) return;
     T *reset = call->reset + row * s->ldh;
-    product_back(&s->shape.candidate, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_n, u0, u1, rows, reset,
-                 s->ldh, NULL, 0);
+    product_back(s, &s->shape.candidate, back->d + row * s->ldg, back->pack_n, s->H, u0, u1, rows, reset, s->ldh, NULL, 0);
     backward_patch patch = {.g = run->gates + gate, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
                             .h_prev = run->h + prev, .dh_prev = dh_prev + col, .d_reset = reset + col, .ldh = s->ldh,
                             .ldr = s->ldh};
@@ -140,8 +143,8 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
         if (!back->pack_hh)
             product_lying(&s->shape.recurrent, s->H, s->Hp, back->d + row * s->ldg, run->whh, u0, u1, dh_prev, t & 1);
         else
-            product_back(&s->shape.recurrent, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_hh, u0, u1, rows,
-                         dh_prev, s->ldh, dh_prev, t & 1);
+            product_back(s, &s->shape.recurrent, back->d + row * s->ldg, back->pack_hh, s->H, u0, u1, rows, dh_prev, s->ldh,
+                         dh_prev, t & 1);
     }
 }
 
@@ -154,8 +157,8 @@ static void input_rows(const backward_call *call, size_t q, size_t row, size_t r
     const layer_back *back = call->layers + q;
     size_t width = s->layers[q].input;
     if (back->pack_ih) {
-        product_back(&s->shape.input, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_ih, 0, tile_count(width, VW),
-                     rows, out, ldo, NULL, 0);
+        product_back(s, &s->shape.input, back->d + row * s->ldg, back->pack_ih, width, 0, tile_count(width, VW), rows, out,
+                     ldo, NULL, 0);
         return;
     }
     for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
@@ -172,8 +175,9 @@ static void input_gradient(const backward_call *call, size_t q, size_t lo, size_
 {
     const run_state *s = call->s;
     const layer_run *run = s->layers + q;
-    /* Packed weights give whole vectors of columns. */
-    if (!run->reversed && (!call->layers[q].pack_ih || run->input % VW == 0)) {
+    /* Packed weights give whole vectors of columns, or half a one at the end. */
+    const size_t half = HALVES ? VW / 2 : VW;
+    if (!run->reversed && (!call->layers[q].pack_ih || run->input % half == 0)) {
         input_rows(call, q, lo, hi - lo, out + lo * ldo, ldo, rank);
         return;
     }

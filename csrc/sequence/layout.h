@@ -262,6 +262,12 @@ INLINE int tile_offsets(const cell_product *product, size_t Hp, size_t u, size_t
     return nv;
 }
 
+/* How many of them, the last ones, are half vectors. */
+INLINE int tile_halves(const cell_product *product, size_t H, size_t u, size_t units)
+{
+    return half_left((u + units) * VW, H) * product->gates;
+}
+
 /* Initial states and final states between the caller's (B, H) and our padded rows. */
 static void copy_rows_padded(T *dst, size_t ld, const T *src, size_t width, size_t rows)
 {

@@ -50,8 +50,8 @@ static void window_pass(const backward_call *call, size_t j, int last_pass, int 
             /* In the last pass only the first step's rows go on, to the initial state. */
             size_t on = last_pass ? (row < n0 ? (rows < n0 - row ? rows : n0 - row) : 0) : rows;
             if (on)
-                product_back(&s->shape.recurrent, s->H, s->Hp, s->ldg, back->d + row * s->ldg, back->pack_hh, 0, s->UV,
-                             on, next, s->ldh, gru ? next : NULL, 0);
+                product_back(s, &s->shape.recurrent, back->d + row * s->ldg, back->pack_hh, s->H, 0, s->UV, on, next, s->ldh,
+                             gru ? next : NULL, 0);
         }
     }
     crnn_barrier(team);

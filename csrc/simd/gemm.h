@@ -10,6 +10,7 @@ static const int tile_rows_max[5] = {0, 8, 6, 4, 3};
 
 /* c[i][off[j]..] = init[i][off[j]..] + sum_k a[i*ars + k*aks] * b[k*ldb + j*VW ..],  i < mr rows, j < nv vectors.
  * init null: 0. ldi 0: the same row of init for all (a bias).
+ * The last `halves` vectors have half as many columns, and take half the time: 200 columns are 12.5 vectors of sixteen.
  * Meanwhile `ahead_rows` rows of nv vectors, `ahead_step` bytes apart from `ahead` on, come closer, spread evenly over k:
  * what a later tile will read. */
 #define TILE_ARGUMENTS                                                                                                 \
@@ -18,11 +19,14 @@ static const int tile_rows_max[5] = {0, 8, 6, 4, 3};
 typedef void (*tile_function)(TILE_ARGUMENTS);
 #define AHEAD_STEP 64
 
-INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
+INLINE void tile_body(const int mr, const int nv, const int halves, TILE_ARGUMENTS)
 {
+    const int full = nv - halves;
     V acc[8][4];
+    VH half[8][4];
     UNROLL(8) for (int i = 0; i < mr; i++) UNROLL(4) for (int j = 0; j < nv; j++) {
-        acc[i][j] = (V){0};
+        if (j < full) acc[i][j] = (V){0};
+        else half[i][j] = (VH){0};
         if (init) __builtin_prefetch(init + (size_t)i * ldi + off[j], 1, 3); /* wanted at the end, asked for now */
     }
     const size_t step = ahead_rows ? AHEAD_STEP : K, per_step = ahead_rows ? (ahead_rows * AHEAD_STEP + K - 1) / K : 0;
@@ -32,44 +36,72 @@ INLINE void tile_body(const int mr, const int nv, TILE_ARGUMENTS)
             UNROLL(4) for (int l = 0; l < (nv * CRNN_VBYTES + 63) / 64; l++) __builtin_prefetch(ahead + l * 64, 0, 2);
         for (; k < stop; k++) {
             V bv[4];
-            UNROLL(4) for (int j = 0; j < nv; j++) bv[j] = load(b + (size_t)j * VW);
+            VH bh[4];
+            UNROLL(4) for (int j = 0; j < nv; j++) {
+                if (j < full) bv[j] = load(b + (size_t)j * VW);
+                else bh[j] = load_half(b + (size_t)j * VW);
+            }
             UNROLL(8) for (int i = 0; i < mr; i++) {
                 V s = splat(a[(size_t)i * ars]);
-                UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] = MULADD(s, bv[j], acc[i][j]);
+                UNROLL(4) for (int j = 0; j < nv; j++) {
+                    if (j < full) acc[i][j] = MULADD(s, bv[j], acc[i][j]);
+                    else half[i][j] = HALF_MULADD(LOW_HALF(s), bh[j], half[i][j]);
+                }
             }
             a += aks;
             b += ldb;
         }
     }
-    if (init)
-        UNROLL(8) for (int i = 0; i < mr; i++)
-            UNROLL(4) for (int j = 0; j < nv; j++) acc[i][j] += load(init + (size_t)i * ldi + off[j]);
-    UNROLL(8) for (int i = 0; i < mr; i++)
-        UNROLL(4) for (int j = 0; j < nv; j++) store(c + (size_t)i * ldc + off[j], acc[i][j]);
+    UNROLL(8) for (int i = 0; i < mr; i++) UNROLL(4) for (int j = 0; j < nv; j++) {
+        const T *from = init + (size_t)i * ldi + off[j];
+        T *to = c + (size_t)i * ldc + off[j];
+        if (j < full) store(to, init ? acc[i][j] + load(from) : acc[i][j]);
+        else store_half(to, init ? half[i][j] + load_half(from) : half[i][j]);
+    }
 }
 
-#define TILE(mr, nv)                                                                                       \
-    NOINLINE void tile_##mr##x##nv(TILE_ARGUMENTS)                                                         \
-    {                                                                                                      \
-        tile_body(mr, nv, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, ahead, ahead_rows, ahead_step);  \
+#define TILE(mr, nv, halves)                                                                                       \
+    NOINLINE void tile_##mr##x##nv##_##halves(TILE_ARGUMENTS)                                                      \
+    {                                                                                                              \
+        tile_body(mr, nv, halves, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, ahead, ahead_rows, ahead_step);  \
     }
-#define TILE_ROW(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3) TILE(mr, 4)
-#define TILE_NAMES(mr) {NULL, tile_##mr##x1, tile_##mr##x2, tile_##mr##x3, tile_##mr##x4}
-TILE_ROW(1) TILE_ROW(2) TILE_ROW(3)
-TILE(4, 1) TILE(4, 2) TILE(4, 3)
-TILE(5, 1) TILE(5, 2)
-TILE(6, 1) TILE(6, 2)
-TILE(7, 1) TILE(8, 1)
+#define TILE_NAME(mr, nv, halves) tile_##mr##x##nv##_##halves,
+#define UPTO_3(M, nv, halves) M(1, nv, halves) M(2, nv, halves) M(3, nv, halves)
+#define UPTO_4(M, nv, halves) UPTO_3(M, nv, halves) M(4, nv, halves)
+#define UPTO_6(M, nv, halves) UPTO_4(M, nv, halves) M(5, nv, halves) M(6, nv, halves)
+#define UPTO_8(M, nv, halves) UPTO_6(M, nv, halves) M(7, nv, halves) M(8, nv, halves)
 #if CRNN_VREGS >= 32
-TILE(4, 4) TILE(5, 3) TILE(5, 4) TILE(6, 3) TILE(6, 4) TILE(7, 2) TILE(7, 3) TILE(8, 2) TILE(8, 3)
-static const tile_function tiles[9][5] = {
-    {NULL}, TILE_NAMES(1), TILE_NAMES(2), TILE_NAMES(3), TILE_NAMES(4), TILE_NAMES(5), TILE_NAMES(6),
-    {NULL, tile_7x1, tile_7x2, tile_7x3}, {NULL, tile_8x1, tile_8x2, tile_8x3}};
+#define WIDE_1(M, halves) UPTO_8(M, 1, halves)
+#define WIDE_2(M, halves) UPTO_8(M, 2, halves)
+#define WIDE_3(M, halves) UPTO_8(M, 3, halves)
+#define WIDE_4(M, halves) UPTO_6(M, 4, halves)
 #else
-static const tile_function tiles[9][5] = {
-    {NULL}, TILE_NAMES(1), TILE_NAMES(2), TILE_NAMES(3), {NULL, tile_4x1, tile_4x2, tile_4x3},
-    {NULL, tile_5x1, tile_5x2}, {NULL, tile_6x1, tile_6x2}, {NULL, tile_7x1}, {NULL, tile_8x1}};
+#define WIDE_1(M, halves) UPTO_8(M, 1, halves)
+#define WIDE_2(M, halves) UPTO_6(M, 2, halves)
+#define WIDE_3(M, halves) UPTO_4(M, 3, halves)
+#define WIDE_4(M, halves) UPTO_3(M, 4, halves)
 #endif
+WIDE_1(TILE, 0) WIDE_2(TILE, 0) WIDE_3(TILE, 0) WIDE_4(TILE, 0)
+#if HALVES /* 1: the last of some columns; 2 to 4: the last unit vector of a cell with so many gates */
+WIDE_1(TILE, 1) WIDE_2(TILE, 1) WIDE_3(TILE, 1) WIDE_4(TILE, 1)
+WIDE_2(TILE, 2) WIDE_4(TILE, 2) WIDE_3(TILE, 3) WIDE_4(TILE, 4)
+#endif
+/* [halves][nv][mr] */
+static const tile_function tiles[5][5][9] = {
+#define EVERY_WIDTH(halves)                                                                            \
+    {{NULL}, {NULL, WIDE_1(TILE_NAME, halves)}, {NULL, WIDE_2(TILE_NAME, halves)},                     \
+     {NULL, WIDE_3(TILE_NAME, halves)}, {NULL, WIDE_4(TILE_NAME, halves)}}
+    EVERY_WIDTH(0),
+#if HALVES
+    EVERY_WIDTH(1),
+    {{NULL}, {NULL}, {NULL, WIDE_2(TILE_NAME, 2)}, {NULL}, {NULL, WIDE_4(TILE_NAME, 2)}},
+    {{NULL}, {NULL}, {NULL}, {NULL, WIDE_3(TILE_NAME, 3)}, {NULL}},
+    {{NULL}, {NULL}, {NULL}, {NULL}, {NULL, WIDE_4(TILE_NAME, 4)}},
+#endif
+};
+
+/* 1 if the last vector of a tile that ends at column `end` is half a one, in rows of `width` columns. */
+INLINE int half_left(size_t end, size_t width) { return HALVES && end >= width + VW / 2; }
 
 /* n rows cut into tiles of nearly equal height: rows of the next tile. */
 INLINE size_t next_rows(size_t left, size_t most)
@@ -111,14 +143,14 @@ INLINE fetch_plan fetch_ahead(size_t whole, const T *next, size_t count, size_t 
 }
 
 /* Rows of one product with one tile-wide group of columns. */
-INLINE void tile_column(size_t rows, int nv, size_t K, const T *a, size_t ars, size_t aks, const T *b, size_t ldb, T *c,
-                        size_t ldc, const T *init, size_t ldi, const size_t *off, fetch_plan plan)
+INLINE void tile_column(size_t rows, int nv, int halves, size_t K, const T *a, size_t ars, size_t aks, const T *b,
+                        size_t ldb, T *c, size_t ldc, const T *init, size_t ldi, const size_t *off, fetch_plan plan)
 {
     for (size_t done = 0; done < rows;) {
         const char *ahead;
         size_t mr = next_rows(rows - done, (size_t)tile_rows_max[nv]), fetched = fetch_share(&plan, &ahead);
-        tiles[mr][nv](K, a + done * ars, ars, aks, b, ldb, c + done * ldc, ldc, init ? init + done * ldi : NULL, ldi,
-                      off, ahead, fetched, plan.step);
+        tiles[halves][nv][mr](K, a + done * ars, ars, aks, b, ldb, c + done * ldc, ldc, init ? init + done * ldi : NULL,
+                              ldi, off, ahead, fetched, plan.step);
         done += mr;
     }
 }
@@ -147,15 +179,15 @@ INLINE void product_tile(const product_call *p, size_t m, size_t mr, int nv, siz
     const char *ahead;
     const T *a = p->A + m * p->ars + k * p->aks;
     const int add = p->accumulate || k > 0;
-    size_t fetched = fetch_share(plan, &ahead);
-    if (width == (size_t)nv * VW) {
-        tiles[mr][nv](K, a, p->ars, p->aks, b, ldb, c, p->ldc, add ? c : NULL, p->ldc, contiguous_off, ahead, fetched,
-                      plan->step);
+    size_t fetched = fetch_share(plan, &ahead), halves = (size_t)half_left((size_t)nv * VW, width);
+    const tile_function tile = tiles[halves][nv][mr];
+    if (width == (size_t)nv * VW - halves * (VW / 2)) {
+        tile(K, a, p->ars, p->aks, b, ldb, c, p->ldc, add ? c : NULL, p->ldc, contiguous_off, ahead, fetched, plan->step);
         return;
     }
     for (size_t i = 0; add && i < mr; i++) memcpy(edge + i * 4 * VW, c + i * p->ldc, width * sizeof(T));
-    tiles[mr][nv](K, a, p->ars, p->aks, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off, ahead, fetched,
-                  plan->step);
+    tile(K, a, p->ars, p->aks, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off, ahead, fetched,
+         plan->step);
     for (size_t i = 0; i < mr; i++) memcpy(c + i * p->ldc, edge + i * 4 * VW, width * sizeof(T));
 }
 
@@ -195,7 +227,7 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
                 size_t count = tile_count(me - mb, most);
                 const T *b = p->B + k * ldb + n;
                 const T *next = t + 1 < columns ? b + nv * VW : k + kn < K ? p->B + (k + kn) * ldb : NULL;
-                const int copied = p->room && width < nv * VW;
+                const int copied = p->room && width < nv * VW - (size_t)half_left(nv * VW, width) * (VW / 2);
                 if (copied) copy_tile(p->room, nv * VW, b, ldb, width, kn);
                 fetch_plan plans[2] = {{(const char *)next, next ? kn : 0, ldb * sizeof(T), count},
                                        {(const char *)(next_A ? next_A + n : NULL), kn, p->aks * sizeof(T), count / 2}};

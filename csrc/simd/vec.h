@@ -82,6 +82,35 @@ INLINE size_t leading(size_t n)
 #define MULADD(a, b, c) ((a) * (b) + (c))
 #endif
 
+/* Half vectors, for the last columns of a product. Where a vector is 16 bytes or less there are none: the names stand for
+ * whole ones, which nobody asks for. */
+#define HALVES (CRNN_VBYTES >= 32)
+#if HALVES
+typedef T VH __attribute__((vector_size(CRNN_VBYTES / 2)));
+typedef T VHU __attribute__((vector_size(CRNN_VBYTES / 2), aligned(sizeof(T)), may_alias));
+#else
+typedef V VH;
+typedef VU VHU;
+#endif
+#if CRNN_VBYTES == 64 && CRNN_DOUBLE
+#define LOW_HALF(v) ((VH)_mm512_castpd512_pd256((__m512d)(v)))
+#define HALF_MULADD(a, b, c) ((VH)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
+#elif CRNN_VBYTES == 64
+#define LOW_HALF(v) ((VH)_mm512_castps512_ps256((__m512)(v)))
+#define HALF_MULADD(a, b, c) ((VH)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#elif CRNN_VBYTES == 32 && CRNN_DOUBLE
+#define LOW_HALF(v) ((VH)_mm256_castpd256_pd128((__m256d)(v)))
+#define HALF_MULADD(a, b, c) ((VH)_mm_fmadd_pd((__m128d)(a), (__m128d)(b), (__m128d)(c)))
+#elif CRNN_VBYTES == 32
+#define LOW_HALF(v) ((VH)_mm256_castps256_ps128((__m256)(v)))
+#define HALF_MULADD(a, b, c) ((VH)_mm_fmadd_ps((__m128)(a), (__m128)(b), (__m128)(c)))
+#else
+#define LOW_HALF(v) (v)
+#define HALF_MULADD(a, b, c) MULADD(a, b, c)
+#endif
+INLINE VH load_half(const T *p) { return *(const VHU *)(const void *)p; }
+INLINE void store_half(T *p, VH v) { *(VHU *)(void *)p = v; }
+
 /* Lane sums of several vectors at once: out lane l = sum of the lanes of v[l]; destroys v. Rounds of "fold one half of a
  * onto it, one half of b onto it". */
 #if CRNN_VBYTES == 64 && !CRNN_DOUBLE
