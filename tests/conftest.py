@@ -52,12 +52,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def threads() -> Iterator[object]:
-    """A function that sets the number of threads; the former number comes back after the test."""
+    """A function that sets the number of threads; the former number, and the measured hand-over, come back after the test."""
     from crnn import _kernels
 
     before = _kernels.get_threads()
     yield _kernels.set_threads
     _kernels.set_threads(before)
+    _kernels.assume_handover(0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -122,6 +122,7 @@ cdef extern from "crnn.h" nogil:
     double crnn_fma_peak(crnn_dtype, int, double)
     double crnn_read_bandwidth(size_t, int, double)
     double crnn_handover(int)
+    void crnn_assume_handover(double)
     int crnn_isa_count()
     const char *crnn_isa_name(int)
     const char *crnn_isa_active()

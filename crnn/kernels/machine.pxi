@@ -38,6 +38,13 @@ def handover(int threads):
     return crnn_handover(threads)
 
 
+def assume_handover(double seconds):
+    """Share work out among threads as if handing over took so many seconds; 0: as it does (the default)."""
+    if not seconds >= 0:
+        raise ValueError(f"seconds: got {seconds}, wanted at least 0")
+    crnn_assume_handover(seconds)
+
+
 def set_threads(int n):
     if n < 1:
         raise ValueError(f"n: got {n}, wanted at least 1")

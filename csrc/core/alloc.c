@@ -152,3 +152,16 @@ void crnn_release(void *block)
     for (int i = 0; i < drops; i++) give_back(dropped[i]);
     if (block) give_back(block);
 }
+
+void crnn_push_out(const void *data, size_t bytes)
+{
+    const char *p = data;
+#if defined(__SANITIZE_ADDRESS__) /* which does not look at what clflush gets */
+    if (bytes) (void)(*(const volatile char *)p + *(const volatile char *)(p + bytes - 1));
+#endif
+#if defined(__x86_64__)
+    for (size_t at = 0; at < bytes; at += CRNN_LINE) __builtin_ia32_clflush(p + at);
+#else
+    (void)p, (void)bytes;
+#endif
+}

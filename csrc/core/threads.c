@@ -246,7 +246,7 @@ static int run_team(int threads, crnn_work work, void *context)
 #define NO_ANSWER 1e-3
 #define LATER 1.0
 #define OFTEN 0.01         /* how soon calls must follow each other for the figure to matter */
-static _Atomic double handover = 2e-7;
+static _Atomic double handover = 2e-7, assumed;
 static double handover_due; /* of the pool's owner, as what follows */
 
 static void nothing(void *context, int rank, crnn_team *team) { (void)context, (void)rank, (void)team; }
@@ -271,6 +271,7 @@ static void measure_handover(int threads)
 double crnn_handover(int threads)
 {
     static double last_asked;
+    if (atomic_load(&assumed) > 0) return atomic_load(&assumed);
     if (atomic_flag_test_and_set(&busy)) return atomic_load(&handover);
     double now = crnn_seconds(), since = now - last_asked;
     last_asked = now;
@@ -279,6 +280,8 @@ double crnn_handover(int threads)
     atomic_flag_clear(&busy);
     return atomic_load(&handover);
 }
+
+void crnn_assume_handover(double seconds) { atomic_store(&assumed, seconds); }
 
 void crnn_parallel(int threads, int brief, crnn_work work, void *context)
 {

@@ -172,6 +172,8 @@ CRNN_API double crnn_fma_peak(crnn_dtype dtype, int threads, double seconds);
 CRNN_API double crnn_read_bandwidth(size_t bytes, int threads, double seconds);
 /* Measured time, seconds, to give the other threads a job of nothing and hear that it is done; as of the last measurement. */
 CRNN_API double crnn_handover(int threads);
+/* Threads are shared out by that time; take this one for it (seconds). 0: what was measured. */
+CRNN_API void crnn_assume_handover(double seconds);
 
 /* Instruction sets: "scalar", "sse2", "avx2", "avx512", "neon". */
 CRNN_API int crnn_isa_count(void);             /* sets that are compiled in and that this machine runs */

@@ -245,6 +245,14 @@ static void copy_outputs(const run_state *s, T *y, size_t lo, size_t hi)
     }
 }
 
+static void push_out_forward(const run_state *s, const layer_run *run, int rank, int size)
+{
+    if (!input_in_rooms(s)) push_out(run->pack_ih, (size_t)s->shape.input.gates * s->Hp * run->input, rank, size);
+    push_out(run->pack_hh, (size_t)s->shape.recurrent.gates * s->Hp * s->H, rank, size);
+    push_out(run->pack_n, s->Hp * s->H, rank, size);
+    if (!s->keep) push_out(run->h, (s->B + s->R) * s->ldh, rank, size);
+}
+
 static void forward_work(void *context, int rank, crnn_team *team)
 {
     forward_call *call = context;
@@ -255,6 +263,8 @@ static void forward_work(void *context, int rank, crnn_team *team)
     size_t lo, hi;
     crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
     copy_outputs(s, call->args.y, lo, hi);
+    for (size_t q = 0; q < s->L * s->D && s->plan.far; q++)
+        push_out_forward(s, s->layers + q, rank, crnn_team_size(team));
 }
 
 static void run_forward(run_state *s, const crnn_forward_args *args)

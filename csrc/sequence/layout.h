@@ -19,6 +19,7 @@ typedef enum { BY_SEQUENCES, BY_UNITS, ALONE } split_kind;
 /* How threads share the time loops, forward and backward; all else is shared always. */
 typedef struct {
     int threads, brief; /* brief: a few tens of microseconds */
+    int far;            /* cores without a common cache: what both have read is pushed out in the end (crnn_push_out) */
     split_kind forward, backward;
 } thread_plan;
 
@@ -141,8 +142,9 @@ static int input_lies(const run_state *s, size_t input)
     return (s->R <= LYING_MOST && (size_t)s->shape.gates * s->H * input * sizeof(T) > WIDE_BYTES) || crnn_blas_wanted();
 }
 
-/* Near cores hand over in 0.15 us, far ones in 0.5 (core/threads.c), and all that crosses between them scales with it. */
-#define FAR 3e-7 /* seconds */
+/* Near cores hand over in 0.1 to 0.15 us, far ones in 0.3 to 0.5 (core/threads.c), and all that crosses between them scales
+ * with it. */
+#define FAR 2.5e-7 /* seconds */
 static thread_plan choose_threads(const run_state *s, size_t input)
 {
     double weights = (double)(s->shape.gates * s->H) * (double)s->H, step_flops = 2.0 * (double)s->B * weights;
@@ -150,7 +152,7 @@ static thread_plan choose_threads(const run_state *s, size_t input)
     size_t most = (size_t)crnn_get_threads();
     double cross = most > 1 && flops > 1e5 ? crnn_handover((int)most) : 0;
     if (flops < (s->small ? fmax(1e5, 7e11 * cross) : fmax(1e6, 8e12 * cross)) || s->UV < most) most = 1;
-    thread_plan plan = {(int)most, s->small && flops < 2e6, BY_SEQUENCES, BY_SEQUENCES};
+    thread_plan plan = {(int)most, s->small && flops < 2e6, most > 1 && !s->small && cross > FAR, BY_SEQUENCES, BY_SEQUENCES};
     if (most == 1) return plan;
     if (s->B < most * 8 || s->small) {
         if (step_flops >= (s->small ? 6e4 : fmax(6e4, 2.5e11 * cross))) plan.forward = plan.backward = BY_UNITS;
@@ -177,6 +179,15 @@ static void share_sequences(const run_state *s, split_kind split, int rank, int 
     }
     *lo = rank == 0 ? 0 : first;
     *hi = rank == size - 1 ? s->B : last;
+}
+
+/* Rank's part of a block that all have read and that the next call will write. */
+static void push_out(const T *block, size_t count, int rank, int size)
+{
+    size_t lo, hi;
+    if (!block) return;
+    crnn_share(count, CRNN_LINE / sizeof(T), rank, size, &lo, &hi);
+    crnn_push_out(block + lo, (hi - lo) * sizeof(T));
 }
 
 static void share_units(const run_state *s, split_kind split, int rank, int size, size_t *lo, size_t *hi)

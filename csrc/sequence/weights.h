@@ -120,6 +120,17 @@ static void pack_weights_back(const backward_call *call, int rank, crnn_team *te
     crnn_barrier(team);
 }
 
+static void push_out_backward(const run_state *s, const layer_run *run, const layer_back *back, int rank, int size)
+{
+    push_out(back->sum, s->R * s->ldg, rank, size);
+    push_out(run->x, s->R * run->ldx, rank, size);
+    push_out(run->h, (s->B + s->R) * s->ldh, rank, size);
+    push_out(back->h_prev, s->R * s->ldh, rank, size);
+    push_out(back->pack_hh, (size_t)s->shape.recurrent.gates * s->H * s->Hp, rank, size);
+    push_out(back->pack_n, s->H * s->Hp, rank, size);
+    push_out(back->pack_ih, (size_t)s->shape.gates * s->H * round_up(run->input, VW), rank, size);
+}
+
 static void backward_work(void *context, int rank, crnn_team *team)
 {
     const backward_call *call = context;
@@ -147,6 +158,10 @@ static void backward_work(void *context, int rank, crnn_team *team)
     for (size_t q = 0; q < s->L * s->D; q++) gradients_of_layer(call, q, rank, team);
     gradients_of_input(call, rank, team);
     if (rank == 0) gradients_of_start(call);
+    if (!s->plan.far) return;
+    crnn_barrier(team); /* nobody reads on */
+    for (size_t q = 0; q < s->L * s->D; q++)
+        push_out_backward(s, s->layers + q, call->layers + q, rank, crnn_team_size(team));
 }
 
 static void lay_out_back(arena *a, backward_call *call)

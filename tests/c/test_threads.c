@@ -11,6 +11,10 @@ static void machine(const char *isa, crnn_dtype dtype)
     CHECK(crnn_read_bandwidth(0, 2, 1e-3) == 0, "%s: read nothing", isa);
     double seconds = crnn_handover(2);
     CHECK(seconds > 0 && seconds < 1, "a job of nothing takes %g s", seconds);
+    crnn_assume_handover(0.25);
+    CHECK(crnn_handover(2) == 0.25, "another time than was assumed");
+    crnn_assume_handover(0);
+    CHECK(crnn_handover(2) < 0.25, "the assumed time stays");
 }
 
 #if defined(__linux__)
