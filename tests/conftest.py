@@ -52,7 +52,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def threads() -> Iterator[object]:
-    """A function that sets the number of threads; the former number, and the measured hand-over, come back after the test."""
+    """A function that sets the number of threads; the former number and the measured hand-over come back afterwards."""
     from crnn import _kernels
 
     before = _kernels.get_threads()
