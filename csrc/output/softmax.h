@@ -25,15 +25,27 @@ typedef struct {
     int add;        /* gradients add to what earlier blocks (or the caller) left */
 } softmax_call;
 
+/* Columns whose logits a thread makes: those of its slabs, where that is fair, so that no column of W changes hands. */
+static void share_columns(const softmax_call *call, int rank, int size, size_t *lo, size_t *hi)
+{
+    if (call->slabs % (size_t)size) {
+        crnn_share(call->Vp, 4 * VW, rank, size, lo, hi);
+        return;
+    }
+    crnn_share(call->slabs, 1, rank, size, lo, hi);
+    *lo *= call->slab;
+    *hi = *hi * call->slab < call->Vp ? *hi * call->slab : call->Vp;
+}
+
 static void softmax_logits(const softmax_call *call, int rank, int size)
 {
     const crnn_softmax_args *args = call->args;
     const T *w = args->weight_t;
     size_t lo, hi;
-    crnn_share(call->Vp, 4 * VW, rank, size, &lo, &hi);
+    share_columns(call, rank, size, &lo, &hi);
     for (size_t v = lo; v < hi; v += 4 * VW) {
         size_t off[4] = {v, v + VW, v + 2 * VW, v + 3 * VW}, fetched = 0;
-        int nv = (int)((call->Vp - v < 4 * VW ? call->Vp - v : 4 * VW) / VW);
+        int nv = (int)((hi - v < 4 * VW ? hi - v : 4 * VW) / VW);
         for (size_t done = 0; done < call->rows;) {
             size_t mr = next_rows(call->rows - done, (size_t)tile_rows_max[nv]);
             /* The next columns of W lie scattered, four lines in each of H rows: too wild for the hardware to guess. */
@@ -154,7 +166,7 @@ static void softmax_work(void *context, int rank, crnn_team *team)
     }
     if (!args->dh && !args->grad_w && !args->grad_b && args->rate == 0.0) return;
     crnn_barrier(team);
-    size_t first_slab, last_slab; /* about the columns whose logits this thread has made, from the last to the first */
+    size_t first_slab, last_slab; /* the columns whose logits this thread has made, from the last to the first */
     crnn_share(call->slabs, 1, rank, size, &first_slab, &last_slab);
     while (last_slab > first_slab) softmax_slab(call, --last_slab);
     if (!args->dh) return;
@@ -182,7 +194,7 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
     call.ldl = leading(call.Vp);
     call.ldh = leading(H);
     call.block = next_rows(R, softmax_rows_most(args));
-    call.slab = round_up((call.Vp + SLABS - 1) / SLABS, 4 * VW > 64 ? 4 * VW : 64);
+    call.slab = round_up((call.Vp + SLABS - 1) / SLABS, 16);
     call.slabs = (call.Vp + call.slab - 1) / call.slab;
     int update = args->rate != 0.0;
     T **pieces[] = {&call.logits, &call.h, &call.h_scaled, &call.bias, &call.bias_sum, &call.parts};
