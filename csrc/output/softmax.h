@@ -54,7 +54,7 @@ static void softmax_logits(const softmax_call *call, int rank, int size)
                 for (size_t l = 0; l < 4 * VW; l += 64 / sizeof(T))
                     __builtin_prefetch(w + fetched * args->ld + v + 4 * VW + l, 0, 2);
             tiles[0][nv][mr](args->hidden, call->h + done * call->ldh, call->ldh, 1, w + v, args->ld,
-                          call->logits + done * call->ldl, call->ldl, call->bias, 0, off, NULL, 0, 0);
+                              call->logits + done * call->ldl, call->ldl, call->bias, 0, off, NULL, 0, 0);
             done += mr;
         }
     }
@@ -129,7 +129,7 @@ static void softmax_slab(const softmax_call *call, size_t slab)
                 size_t mr = next_rows(H - k, (size_t)tile_rows_max[4]);
                 T *o = out + k * ldo + c;
                 tiles[0][nv][mr](rows, (update ? call->h_scaled : call->h) + k, 1, call->ldh, call->logits + c, call->ldl,
-                              o, ldo, update || call->add ? o : NULL, ldo, contiguous_off, NULL, 0, 0);
+                                  o, ldo, update || call->add ? o : NULL, ldo, contiguous_off, NULL, 0, 0);
                 k += mr;
             }
         }

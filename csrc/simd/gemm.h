@@ -103,6 +103,9 @@ static const tile_function tiles[5][5][9] = {
 /* 1 if the last vector of a tile that ends at column `end` is half a one, in rows of `width` columns. */
 INLINE int half_left(size_t end, size_t width) { return HALVES && end >= width + VW / 2; }
 
+/* Columns that a tile of nv vectors computes where `width` are left. */
+INLINE size_t computed(size_t nv, size_t width) { return nv * VW - (size_t)half_left(nv * VW, width) * (VW / 2); }
+
 /* n rows cut into tiles of nearly equal height: rows of the next tile. */
 INLINE size_t next_rows(size_t left, size_t most)
 {
@@ -179,9 +182,9 @@ INLINE void product_tile(const product_call *p, size_t m, size_t mr, int nv, siz
     const char *ahead;
     const T *a = p->A + m * p->ars + k * p->aks;
     const int add = p->accumulate || k > 0;
-    size_t fetched = fetch_share(plan, &ahead), halves = (size_t)half_left((size_t)nv * VW, width);
-    const tile_function tile = tiles[halves][nv][mr];
-    if (width == (size_t)nv * VW - halves * (VW / 2)) {
+    size_t fetched = fetch_share(plan, &ahead);
+    const tile_function tile = tiles[half_left((size_t)nv * VW, width)][nv][mr];
+    if (width == computed((size_t)nv, width)) {
         tile(K, a, p->ars, p->aks, b, ldb, c, p->ldc, add ? c : NULL, p->ldc, contiguous_off, ahead, fetched, plan->step);
         return;
     }
@@ -227,7 +230,7 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
                 size_t count = tile_count(me - mb, most);
                 const T *b = p->B + k * ldb + n;
                 const T *next = t + 1 < columns ? b + nv * VW : k + kn < K ? p->B + (k + kn) * ldb : NULL;
-                const int copied = p->room && width < nv * VW - (size_t)half_left(nv * VW, width) * (VW / 2);
+                const int copied = p->room && width < computed(nv, width);
                 if (copied) copy_tile(p->room, nv * VW, b, ldb, width, kn);
                 fetch_plan plans[2] = {{(const char *)next, next ? kn : 0, ldb * sizeof(T), count},
                                        {(const char *)(next_A ? next_A + n : NULL), kn, p->aks * sizeof(T), count / 2}};
