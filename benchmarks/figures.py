@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.flops import least_seconds
-from benchmarks.workloads import Workload
+from benchmarks.peers import FLOAT32, ONE_THREAD
+from benchmarks.workloads import BATCHES_FROM, Workload
 
 Record = dict[str, Any]
 BASELINE = "notes_numpy"  # compared in a row of its own: nobody would pick it today
@@ -27,7 +28,7 @@ class Row:
 
 ROWS = (
     Row("layer training, batches of 8 and more",
-        lambda w: w.group in ("layer-training", "odd-training") and w.batch >= 8, 1.05, 1.5),
+        lambda w: w.group in ("layer-training", "odd-training") and w.batch >= BATCHES_FROM, 1.05, 1.5),
     Row("layer training, batch 1", lambda w: w.group == "batch1-training", 1.3, 2.0),
     Row("ragged training, against torch packed sequences", lambda w: w.group == "ragged-training", 2.5, 4.0,
         lambda peer, variant: variant == "packed"),
@@ -195,26 +196,27 @@ def _known(pairs: list[tuple[float | None, str]]) -> list[tuple[float, str]]:
     return [(value, where) for value, where in pairs if value is not None]
 
 
+def beside(record: Record, variant: str) -> float | None:
+    """Return crnn's median time under other conditions, measured in the same rounds; None where it was not."""
+    found = record.get("beside", {}).get(variant)
+    return found["seconds"] if found else None
+
+
 def _widths(mine: list[tuple[Record, Workload]]) -> list[tuple[float, str]]:
-    single = {(w.cell, w.shape): seconds(r) for r, w in mine if w.group in ("layer-training", "batch1-training")}
     pairs = []
     for record, workload in mine:
-        double, other = seconds(record), single.get((workload.cell, workload.shape))
-        if workload.group == "float64-training" and double and other:
-            pairs.append((2.2 * other / double, f"{workload.cell} {workload.shape}"))
+        double, single = seconds(record), beside(record, FLOAT32)
+        if double and single:
+            pairs.append((2.2 * single / double, f"{workload.cell} {workload.shape}"))
     return pairs
 
 
 def speedups(records: list[Record], threads: int) -> list[tuple[float, str]]:
     """Return (time on one thread / time on ``threads``, workload) of every batched layer and language model."""
-    groups = ("layer-training", "odd-training", "ragged-training", "inference", "zaremba", "float64-training")
-    alone = {record["name"]: seconds(record) for record in records if record["threads"] == 1}
     pairs = []
     for record in records:
         workload = workload_of(record)
-        if record["threads"] != threads or workload.group not in groups or workload.batch < 8:
-            continue
-        ours, single = seconds(record), alone.get(record["name"])
-        if ours and single:
+        ours, single = seconds(record), beside(record, ONE_THREAD)
+        if record["threads"] == threads and not workload.group.startswith("scaling") and ours and single:
             pairs.append((single / ours, f"{workload.group} {workload.cell} {workload.shape}"))
     return pairs

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Record, fastest, gflops, ratio, rival, seconds, share, summarise, workload_of
+from benchmarks.machine_state import CALM
 from benchmarks.peers import PEERS
 from benchmarks.workloads import Workload, groups
 
@@ -100,6 +101,12 @@ def _machine(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(run["versions"].items()))
     blas = "; ".join(f"{key} {value}" for key, value in build.get("blas", {}).items()) or "?"
     rounds = _counts(record["rounds"] for record in run["records"])
+    timed = [t for r in run["records"] for variants in r["peers"].values() for t in variants.values()]
+    repeated, disturbed = (sum(t.get(key, 0) for t in timed) for key in ("repeated", "disturbed"))
+    again = (
+        f"of {sum(len(t.get('rounds', [])) for t in timed)} rounds, {repeated} were timed again because multiply-adds "
+        f"before or after fell below {100 * CALM:.0f} % of their peak; {disturbed} were kept although they did"
+    )
     processor = f"{machine['processor']} (family/model/stepping {machine['family']}), {machine['processors']} in use"
     lines = [
         f"- processor: {processor}; {', '.join(machine['caches'])}",
@@ -108,6 +115,7 @@ def _machine(run: dict[str, Any]) -> str:
         f"- crnn: commit {', '.join(commits)}, instruction set {build.get('isa', '?')}, BLAS {blas}",
         f"- versions: {versions}",
         f"- interleaved rounds per peer: {rounds} of {run['settings']['seconds']} s in the last run; medians",
+        f"- {again}",
     ]
     return "\n".join(lines)
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import select
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,65 +14,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.flops import bytes_per_step, flops, rows
-from benchmarks.peers import ROUNDING
+from benchmarks.machine_state import MachineState
+from benchmarks.peers import FLOAT32, ROUNDING
+from benchmarks.process import Process, WorkerError
 from benchmarks.workloads import Workload, arrays, parameter_shapes
 
-ROOT = Path(__file__).resolve().parent.parent
 # Largest difference from the float64 reference, relative to the largest element of the tensor. Rounding grows with
 # the square root of the products' lengths and with the number of steps; wrong formulas miss by 1e-2 and more.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
-# Settings of the shell that would favour or handicap one peer.
-DROPPED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "XLA_FLAGS")
-COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CRNN_NUM_THREADS")
 SINGLE_STEPS = 3000
 PAUSE = 0.02  # seconds between peers, in which the threads of the last one stop spinning
-
-
-class WorkerError(RuntimeError):
-    """A worker died, hung or failed."""
-
-
-class Process:
-    """A worker process and the pipe to it."""
-
-    def __init__(self, peer: str, threads: int, python: str, log: Path) -> None:
-        environment = {key: value for key, value in os.environ.items() if key not in DROPPED}
-        environment |= dict.fromkeys(COUNTS, str(threads)) | {"PYTHONPATH": str(ROOT)}
-        self.peer, self.log = peer, log
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                [python, "-m", "benchmarks.worker", peer, str(threads)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment,
-                cwd=log.parent,
-            )
-
-    def ask(self, do: str, limit: float = 600.0, **fields: Any) -> dict[str, Any]:
-        """Send one command and return its answer; raise WorkerError where there is none within ``limit`` seconds."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
-            self.process.stdin.flush()
-            ready, _, _ = select.select([self.process.stdout], [], [], limit)
-            line = self.process.stdout.readline() if ready else ""
-        except OSError:
-            line = ""
-        if not line:
-            self.close()
-            tail = self.log.read_text()[-800:]
-            raise WorkerError(f"{self.peer} gave no answer to {do!r} within {limit:.0f} s: {tail}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+# A disturbance lasts from some milliseconds to about a second; what lasts longer is accepted, and counted.
+TRIES = 8
+RECOVERY = 0.05  # seconds longer before each further try
 
 
 class Runner:
@@ -104,6 +54,7 @@ class Runner:
         self.missing: dict[str, str] = {}
         self.versions: dict[str, str] = {}
         self.workers: dict[str, Process] = {}
+        self.machine = MachineState(threads, python, Path(self.folder.name))
         for peer in peers:
             self._start(peer)
 
@@ -115,6 +66,7 @@ class Runner:
     ) -> None:
         for worker in self.workers.values():
             worker.close()
+        self.machine.close()
         self.folder.cleanup()
 
     def _start(self, peer: str) -> None:
@@ -134,12 +86,6 @@ class Runner:
         """Return crnn's instruction set and BLAS."""
         return self.workers["crnn"].ask("describe") if "crnn" in self.workers else {}
 
-    def peak(self, dtype: str, size: int, seconds: float = 0.15) -> dict[str, float | None]:
-        """Return what this run's threads reach (see :meth:`Worker.peak`), nothing without crnn."""
-        if "crnn" not in self.workers:
-            return {}
-        return self.workers["crnn"].ask("peak", dtype=dtype, seconds=seconds, size=size)
-
     def measure(self, workload: Workload) -> dict[str, Any]:
         """Check and time one workload.
 
@@ -148,16 +94,18 @@ class Runner:
         dict
             ``workload`` (its fields), ``name``, ``threads``, ``flops`` and ``tokens`` of one call, ``peak`` (GFLOP/s),
             ``read`` (GB/s) and ``handover`` (microseconds) of the machine in these minutes, ``rounds``,
-            ``parameters`` (bytes), ``refused`` (variant -> why it was not timed) and ``peers``: name ->
-            variant -> ``seconds`` (median of all samples), ``spread`` (median absolute deviation), ``best``
-            (fastest), ``calls``, ``rounds`` (median of each), ``stolen`` (seconds), ``error`` (largest difference
-            from the float64 reference), for streams ``grown`` (bytes that the first call adds at most) and for steps
-            ``p50`` and ``p99`` (seconds of a single call).
+            ``parameters`` (bytes), ``refused`` (variant -> why it was not timed), ``beside`` (variant -> crnn under
+            other conditions) and ``peers``: name -> variant -> ``seconds`` (median of all samples), ``spread``
+            (median absolute deviation), ``best`` (fastest), ``calls``, ``rounds`` (median of each), ``stolen``
+            (seconds), ``repeated`` (rounds timed again because the machine was disturbed), ``disturbed`` (rounds kept
+            although it was), ``error`` (largest difference from the float64 reference), for streams ``grown`` (bytes
+            that the first call adds at most) and for steps ``p50`` and ``p99`` (seconds of a single call).
         """
         data = arrays(workload)
         given = Path(self.folder.name) / "arrays.npz"
         np.savez(given, **data)  # type: ignore[arg-type]
         results: dict[tuple[str, str], dict[str, Any]] = {}
+        beside: dict[tuple[str, str], dict[str, Any]] = {}
         refused: dict[str, str] = {}
         reference = self._reference(workload, given, refused)
         for peer in workload.peers or tuple(self.workers):
@@ -169,24 +117,20 @@ class Runner:
                 continue
             for variant, path in answer["results"].items():
                 error, where = compare(_read(path), reference)
-                if error > TOLERANCE["float32" if peer == "onnxruntime" else workload.dtype]:
+                narrow = peer == "onnxruntime" or variant == FLOAT32
+                if error > TOLERANCE["float32" if narrow else workload.dtype]:
                     refused[f"{peer} ({variant})"] = f"disagrees with the reference: {where} differs by {error:.1e}"
-                else:
-                    results[peer, variant] = {"error": error, "rounds": [], "samples": [], "stolen": 0.0}
-                    if answer["grown"].get(variant) is not None:
-                        results[peer, variant]["grown"] = answer["grown"][variant]
+                    continue
+                record = {"error": error, "rounds": [], "samples": [], "stolen": 0.0, "repeated": 0, "disturbed": 0}
+                if answer["grown"].get(variant) is not None:
+                    record["grown"] = answer["grown"][variant]
+                (beside if variant in answer["beside"] else results)[peer, variant] = record
         size = bytes_per_step(workload)
-        roofs = [self.peak(workload.dtype, size)]
+        roofs = [self.machine.roofs(workload.dtype, size, 0.15)]
         for _ in range(self.rounds):
-            for (peer, variant), record in results.items():
-                time.sleep(PAUSE)
-                answer = self.workers[peer].ask("time", variant=variant, seconds=self.seconds, most=1000)
-                if "samples" not in answer:
-                    raise WorkerError(f"{peer} ({variant}) failed on {workload.name}: {answer}")
-                record["rounds"].append(statistics.median(answer["samples"]))
-                record["samples"] += answer["samples"]
-                record["stolen"] += answer["stolen"]
-            roofs.append(self.peak(workload.dtype, size, 0.05))
+            for (peer, variant), record in (results | beside).items():
+                self._burst(workload, peer, variant, record)
+            roofs.append(self.machine.roofs(workload.dtype, size, 0.05))
         if workload.kind == "step":
             for (peer, variant), record in results.items():
                 time.sleep(PAUSE)
@@ -206,8 +150,29 @@ class Runner:
             "handover": _middle(roofs, "handover"),
             "rounds": self.rounds,
             "peers": peers,
+            "beside": {variant: summary(record) for (_, variant), record in beside.items()},
             "refused": refused,
         }
+
+    def _burst(self, workload: Workload, peer: str, variant: str, record: dict[str, Any]) -> None:
+        """Time one burst between two looks at the machine, and again where either finds it disturbed."""
+        for attempt in range(TRIES):
+            time.sleep(PAUSE + attempt * RECOVERY)
+            calm = self.machine.calm(workload.dtype)
+            if not calm and attempt + 1 < TRIES:
+                continue
+            answer = self.workers[peer].ask("time", variant=variant, seconds=self.seconds, most=1000)
+            if "samples" not in answer:
+                raise WorkerError(f"{peer} ({variant}) failed on {workload.name}: {answer}")
+            time.sleep(PAUSE)
+            calm = self.machine.calm(workload.dtype) and calm
+            if calm:
+                break
+        record["repeated"] += attempt > 0
+        record["disturbed"] += not calm
+        record["rounds"].append(statistics.median(answer["samples"]))
+        record["samples"] += answer["samples"]
+        record["stolen"] += answer["stolen"]
 
     def _prepare(self, peer: str, workload: Workload, given: Path) -> dict[str, Any]:
         target = str(Path(self.folder.name) / f"result-{peer}")

@@ -6,6 +6,7 @@ goes to standard error.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -13,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,34 +51,49 @@ class Worker:
         written, grown = {}, {}
         for index, (variant, case) in enumerate(cases.items()):
             path = f"{results}-{index}.npz"
-            if described.kind == "stream":
-                grown[variant] = _growth(case.run)
-            np.savez(path, **case.result())
+            with self._threads_of(case):
+                if described.kind == "stream":
+                    grown[variant] = _growth(case.run)
+                np.savez(path, **case.result())
             written[variant] = path
         self.cases = cases
-        return {"results": written, "grown": grown}
+        beside = [variant for variant, case in cases.items() if case.beside]
+        return {"results": written, "grown": grown, "beside": beside}
 
     def time(self, variant: str, seconds: float, most: int) -> dict[str, Any]:
         """Call a case for about ``seconds``, at most ``most`` times; the first call is discarded unless it is long."""
-        run, clock = self.cases[variant].run, time.perf_counter
+        case, clock = self.cases[variant], time.perf_counter
+        run = case.run
         samples: list[float] = []
         steal = _stolen()
         gc.collect()
         gc.disable()
         try:
-            begin = clock()
-            run()
-            first = clock() - begin
-            if first > LONG_CALL:
-                samples.append(first)
-            end = clock() + seconds
-            while not samples or (clock() < end and len(samples) < most):
+            with self._threads_of(case):
                 begin = clock()
                 run()
-                samples.append(clock() - begin)
+                first = clock() - begin
+                if first > LONG_CALL:
+                    samples.append(first)
+                end = clock() + seconds
+                while not samples or (clock() < end and len(samples) < most):
+                    begin = clock()
+                    run()
+                    samples.append(clock() - begin)
         finally:
             gc.enable()
         return {"samples": samples, "stolen": _stolen() - steal}
+
+    @contextlib.contextmanager
+    def _threads_of(self, case: Case) -> Iterator[None]:
+        if case.threads is None:
+            yield
+            return
+        self.peer.setup(case.threads)
+        try:
+            yield
+        finally:
+            self.peer.setup(self.threads)
 
     def latency(self, variant: str, count: int) -> dict[str, Any]:
         """Time ``count`` single steps, one by one; return the median and the 99th percentile in seconds."""
@@ -106,6 +122,12 @@ class Worker:
         read = max(_kernels.read_bandwidth(size, self.threads, seconds / PEAK_LOOKS) for _ in looks) if size else None
         handover = _kernels.handover(self.threads) * 1e6 if self.threads > 1 else None
         return {"gflops": float(rate), "read": read, "handover": handover}
+
+    def rate(self, dtype: str, seconds: float) -> dict[str, float]:
+        """Return the best of three short looks at the rate of multiply-adds, GFLOP/s over all threads."""
+        from crnn import _kernels
+
+        return {"gflops": max(float(_kernels.fma_peak(dtype, self.threads, seconds / 3)) for _ in range(3))}
 
     def describe(self) -> dict[str, Any]:
         """Return what crnn says about its build."""

@@ -11,6 +11,7 @@ import numpy as np
 CELLS = ("rnn", "lstm", "gru")
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
+BATCHES_FROM = 8  # sequences: what counts as a batch in the summary
 # batch, time, input, hidden
 BATCHED = (
     (64, 50, 500, 500),

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("benchmarks", reason="benchmarks are part of the checkout, not of the wheel")
 
 from benchmarks import __main__ as command
-from benchmarks import figures, flops, report, runner
+from benchmarks import figures, flops, machine_state, report, runner
 from benchmarks.workloads import Workload, arrays, groups, parameter_shapes, workloads
 
 LAYER = Workload("layer-training", "layer", "lstm", 20, 35, 200, 200)
@@ -93,6 +93,53 @@ def test_declared_rounding_is_taken_off():
     assert runner.compare(found, reference)[0] == pytest.approx(0.05)
 
 
+class Answers:
+    """A worker process that gives prepared answers."""
+
+    def __init__(self, **answers):
+        self.answers = {do: list(given) for do, given in answers.items()}
+
+    def ask(self, do, **fields):
+        return self.answers[do].pop(0)
+
+
+def burst(monkeypatch, rates, bursts):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    state = machine_state.MachineState.__new__(machine_state.MachineState)
+    state.looks, state.process = {}, Answers(rate=[{"gflops": rate} for rate in rates])
+    made = runner.Runner.__new__(runner.Runner)
+    made.machine, made.seconds = state, 0.05
+    made.workers = {"crnn": Answers(time=[{"samples": [time], "stolen": 0.0} for time in bursts])}
+    record = {"rounds": [], "samples": [], "stolen": 0.0, "repeated": 0, "disturbed": 0}
+    made._burst(LAYER, "crnn", "layer", record)
+    assert not state.process.answers["rate"], "fewer looks than prepared"
+    return record
+
+
+def test_a_burst_is_timed_once_where_the_machine_keeps_its_peak(monkeypatch):
+    record = burst(monkeypatch, [200.0, 190.0], [1.0])
+    assert (record["samples"], record["repeated"], record["disturbed"]) == ([1.0], 0, 0)
+
+
+def test_a_burst_is_timed_again_where_the_machine_fell_below_its_peak(monkeypatch):
+    record = burst(monkeypatch, [200.0, 100.0, 150.0, 199.0, 198.0], [2.0, 1.0])
+    assert (record["samples"], record["repeated"], record["disturbed"]) == ([1.0], 1, 0)
+
+
+def test_what_stays_disturbed_is_kept_and_counted(monkeypatch):
+    looks = [200.0, 100.0, *[100.0] * (runner.TRIES - 2), 100.0, 100.0]
+    record = burst(monkeypatch, looks, [2.0, 3.0])
+    assert (record["samples"], record["repeated"], record["disturbed"]) == ([3.0], 1, 1)
+
+
+def test_a_machine_that_slows_down_for_good_is_calm_again_in_time():
+    state = machine_state.MachineState.__new__(machine_state.MachineState)
+    state.looks = {}
+    state.process = Answers(rate=[{"gflops": 200.0}] + [{"gflops": 100.0}] * machine_state.MEMORY)
+    calm = [state.calm("float32") for _ in range(machine_state.MEMORY + 1)]
+    assert calm == [True] + [False] * (machine_state.MEMORY - 1) + [True]
+
+
 def test_summary_of_samples():
     made = runner.summary({"samples": [3.0, 1.0, 2.0, 10.0, 2.5], "error": 0.5, "rounds": [2.0]})
     assert made["seconds"] == 2.5
@@ -135,8 +182,11 @@ def test_ragged_ratio_is_told_for_packed_and_padded():
 
 def test_speed_up_of_threads_and_cost_of_float64():
     double = Workload("float64-training", "layer", "lstm", 20, 35, 200, 200, dtype="float64")
-    records = [record(LAYER, 1, crnn=[("layer", 0.018)]), record(LAYER, 2, crnn=[("layer", 0.010)])]
-    records += [record(double, 2, crnn=[("layer", 0.020)])]
+    records = [
+        record(LAYER, 2, crnn=[("layer", 0.010)]) | {"beside": {"one thread": {"seconds": 0.018}}},
+        record(double, 2, crnn=[("layer", 0.020)]) | {"beside": {"float32": {"seconds": 0.010}}},
+        record(LAYER, 1, crnn=[("layer", 0.030)]),  # of another run: no part of either figure
+    ]
     lines = {line.label: line for line in figures.summarise(records, 2)}
     assert lines["speed-up of 2 threads, batched shapes"].worst == pytest.approx(1.8)
     assert lines["float32 time x 2.2 over float64 time"].worst == pytest.approx(1.1)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 ROUNDING = "rounding of "  # results under this prefix are tolerances of the result that follows
+ONE_THREAD, FLOAT32 = "one thread", "float32"  # crnn's cases beside the comparison
 PEERS = ("crnn", "torch", "jax", "onnxruntime", "keras", "notes_numpy")
 
 
@@ -32,8 +33,15 @@ class Case:
         Computes, from the initial weights, what has to agree between peers: name -> array.
     one
         A single step that carries its state on, for ``step`` workloads: its latencies are told one by one.
+    threads
+        Threads of this case, where it is not the peer's own count.
+    beside
+        The peer under other conditions (on one thread, in float32): timed in the same rounds, no entry of its own in
+        the comparison.
     """
 
     run: Callable[[], object]
     result: Callable[[], dict[str, np.ndarray]]
     one: Callable[[], object] | None = None
+    threads: int | None = None
+    beside: bool = False

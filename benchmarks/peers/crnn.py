@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 import crnn
-from benchmarks.peers import Case
+from benchmarks.peers import FLOAT32, ONE_THREAD, Case
 from benchmarks.peers.common import (
     CHECKED_SENTENCES,
     CLIP_NORM,
@@ -20,7 +21,7 @@ from benchmarks.peers.common import (
     updates,
     with_embedding,
 )
-from benchmarks.workloads import Workload
+from benchmarks.workloads import BATCHES_FROM, Workload
 
 LAYERS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
@@ -40,9 +41,15 @@ def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> di
         return {"step": _steps(workload, arrays), "stream": _stream_steps(workload, arrays)}
     if workload.kind == "sentences":
         return {"sgd_step": _sentences(workload, arrays)}
-    if workload.kind == "stream":
-        return {"Trainer": _stream(workload, arrays)}
-    return {"layer": _layer_case(workload, arrays)}
+    name, make = ("Trainer", _stream) if workload.kind == "stream" else ("layer", _layer_case)
+    made = {name: make(workload, arrays)}
+    if threads > 1 and workload.batch >= BATCHES_FROM:
+        made[ONE_THREAD] = dataclasses.replace(make(workload, arrays), threads=1, beside=True)
+    if workload.dtype == "float64":
+        narrow = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+        case = make(dataclasses.replace(workload, dtype="float32"), narrow)
+        made[FLOAT32] = dataclasses.replace(case, beside=True)
+    return made
 
 
 def _options(workload: Workload) -> dict[str, Any]:
