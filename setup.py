@@ -38,8 +38,8 @@ COMMON_FLAGS = [
 ISA_FLAGS = {
     "scalar": ["-fno-tree-vectorize", "-fno-tree-slp-vectorize"],
     "sse2": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+    "avx2": ["-mavx2", "-mfma", "-mprfchw"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprfchw", "-mprefer-vector-width=512"],
     "neon": [],
 }
 ARCHITECTURE_ISAS = {

@@ -23,6 +23,9 @@ SIZES = [  # (rows, hidden): row tails, width tails, one row, more rows than any
     (33, 65),
     (150, 5),
 ]
+# From 200 rows on, dh comes from weights that are turned round, 512 columns (of each eighth) and 900 bytes of units
+# at a time. (vocabulary, rows, hidden): both sides of the limit, several pieces of columns, several of units.
+MANY_ROWS = [(33, 199, 17), (33, 200, 17), (17, 201, 8), (4200, 203, 25), (65, 230, 241)]
 
 
 @dataclasses.dataclass
@@ -69,8 +72,9 @@ def padding_is_zero(params: Parameters, name: str) -> bool:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("rows", "hidden"), SIZES)
-@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize(
+    ("vocabulary", "rows", "hidden"), [*((v, *size) for size in SIZES for v in VOCABULARIES), *MANY_ROWS]
+)
 def test_loss_and_gradients(vocabulary, rows, hidden, dtype, isa, threads):
     threads(1)
     given = head(vocabulary, rows, hidden, dtype)
@@ -224,7 +228,9 @@ def test_nan_and_infinity_are_not_swallowed(isa):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("vocabulary", "rows", "hidden"), [(1000, 70, 17), (65, 300, 33), (3000, 2, 40), (7, 1, 5)])
+@pytest.mark.parametrize(
+    ("vocabulary", "rows", "hidden"), [(1000, 70, 17), (65, 300, 33), (3000, 2, 40), (7, 1, 5), *MANY_ROWS]
+)
 @pytest.mark.parametrize("fused", [False, True])
 def test_threads_do_not_change_a_bit(fused, vocabulary, rows, hidden, dtype, isa, threads):
     found = []

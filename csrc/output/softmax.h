@@ -19,8 +19,9 @@ typedef struct {
     T *bias;        /* (Vp) */
     T *bias_sum;    /* (Vp) */
     T *parts;       /* (SLABS, block, ldh) */
+    T *rooms;       /* per thread: W turned round; null for few rows */
     double *losses; /* (block) */
-    size_t block, rows, first, ldl, ldh, Vp, slabs, slab;
+    size_t block, rows, first, ldl, ldh, Vp, slabs, slab, room;
     T *probabilities;
     int add;        /* gradients add to what earlier blocks (or the caller) left */
 } softmax_call;
@@ -37,6 +38,24 @@ static void share_columns(const softmax_call *call, int rank, int size, size_t *
     *hi = *hi * call->slab < call->Vp ? *hi * call->slab : call->Vp;
 }
 
+/* Lines of a block of W that is wanted next, too scattered for the hardware to guess: `count` groups, `step` elements apart, of
+ * `lines` lines each, `line_step` apart. */
+#define LINE (64 / sizeof(T))
+typedef struct {
+    const T *at;
+    size_t count, step, lines, line_step, done;
+} block_fetch;
+
+/* Up to `part` / `whole` of the groups. */
+INLINE void fetch_upto(block_fetch *f, size_t part, size_t whole)
+{
+    size_t stop = f->count * part / whole, lines = f->lines, line_step = f->line_step;
+    const T *at = f->at + f->done * f->step;
+    for (size_t i = f->done; i < stop; i++, at += f->step)
+        for (size_t l = 0; l < lines; l++) __builtin_prefetch(at + l * line_step, 0, 2);
+    if (stop > f->done) f->done = stop;
+}
+
 static void softmax_logits(const softmax_call *call, int rank, int size)
 {
     const crnn_softmax_args *args = call->args;
@@ -44,15 +63,12 @@ static void softmax_logits(const softmax_call *call, int rank, int size)
     size_t lo, hi;
     share_columns(call, rank, size, &lo, &hi);
     for (size_t v = lo; v < hi; v += 4 * VW) {
-        size_t off[4] = {v, v + VW, v + 2 * VW, v + 3 * VW}, fetched = 0;
+        size_t off[4] = {v, v + VW, v + 2 * VW, v + 3 * VW};
         int nv = (int)((hi - v < 4 * VW ? hi - v : 4 * VW) / VW);
+        block_fetch next = {w + v + 4 * VW, v + 4 * VW < hi ? args->hidden : 0, args->ld, 4 * VW / LINE, LINE, 0};
         for (size_t done = 0; done < call->rows;) {
             size_t mr = next_rows(call->rows - done, (size_t)tile_rows_max[nv]);
-            /* The next columns of W lie scattered, four lines in each of H rows: too wild for the hardware to guess. */
-            size_t fetch = v + 4 * VW < hi ? (done + mr) * args->hidden / call->rows : 0;
-            for (; fetched < fetch; fetched++)
-                for (size_t l = 0; l < 4 * VW; l += 64 / sizeof(T))
-                    __builtin_prefetch(w + fetched * args->ld + v + 4 * VW + l, 0, 2);
+            fetch_upto(&next, done + mr, call->rows);
             tiles[0][nv][mr](args->hidden, call->h + done * call->ldh, call->ldh, 1, w + v, args->ld,
                               call->logits + done * call->ldl, call->ldl, call->bias, 0, off, NULL, 0, 0);
             done += mr;
@@ -91,17 +107,15 @@ static double softmax_row(T *row, size_t words, size_t Vp, int64_t target, T sca
 #define DOT_BLOCK 40
 static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v, size_t n, int add)
 {
-    size_t H = call->args->hidden, ld = call->args->ld, lines = n * sizeof(T) / 64;
+    size_t H = call->args->hidden, ld = call->args->ld;
     for (size_t r0 = 0; r0 < call->rows; r0 += DOT_BLOCK) {
         size_t r1 = r0 + DOT_BLOCK < call->rows ? r0 + DOT_BLOCK : call->rows;
         for (size_t k = 0; k < H; k += 4) {
-            size_t columns = H - k < 4 ? H - k : 4, next = H - k - columns < 4 ? H - k - columns : 4, fetched = 0;
+            size_t columns = H - k < 4 ? H - k : 4, more = H - k - columns < 4 ? H - k - columns : 4;
+            block_fetch next = {w + (k + columns) * ld + v, more ? n / LINE : 0, LINE, more, ld, 0};
             for (size_t r = r0, tile; r < r1; r += tile) {
                 tile = next_rows(r1 - r, DOT_ROWS);
-                size_t fetch = (r + tile - r0) * lines / (r1 - r0);
-                for (; fetched < fetch; fetched++)
-                    for (size_t j = 0; j < next; j++)
-                        __builtin_prefetch(w + (k + 4 + j) * ld + v + fetched * (64 / sizeof(T)), 0, 2);
+                fetch_upto(&next, r + tile - r0, r1 - r0);
                 dot_source d = {.W = w + k * ld + v, .ldw = ld, .K = n, .v = call->logits + r * call->ldl + v, .ldv = call->ldl};
                 dots[tile](&d, NULL, columns, part + r * call->ldh + k, call->ldh, add);
             }
@@ -109,7 +123,43 @@ static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v,
     }
 }
 
-static void softmax_slab(const softmax_call *call, size_t slab)
+/* The same for many rows: W is turned round first, some of its rows at a time, into a small room that stays in the second
+ * level. Its columns then pass by blocks of d as in any other product, without sums over lanes. The two meet at about 200
+ * rows (1 to 5 % of the whole output layer at 32 to 64 and, the other way, at 400). */
+#define TURN_ROWS 200
+#define TURN_STEP 512 /* columns at a time */
+#define TURN_UNITS (((size_t)448 << 10) / (TURN_STEP * CRNN_VBYTES)) /* vectors of W's rows at a time */
+#define TURN_BLOCK 24 /* rows of d: whole tiles of 6 and of 8 */
+static void softmax_turned(const softmax_call *call, T *part, T *room, size_t v, size_t n, const T *next, int add)
+{
+    size_t H = call->args->hidden, ld = call->args->ld, vectors = tile_count(H, VW), groups = tile_count(vectors, TURN_UNITS);
+    for (size_t g = 0; g < groups; g++) {
+        size_t u0 = tile_edge(vectors, groups, g), u1 = tile_edge(vectors, groups, g + 1), count = tile_count(u1 - u0, 4);
+        const T *w = (const T *)call->args->weight_t + v;
+        const int more = g + 1 < groups;
+        block_fetch fetch = {more ? w + u1 * VW * ld : next, more ? H - u1 * VW : next ? H : 0, ld, n / LINE, LINE, 0};
+        for (size_t i = 0; i < count; i++) {
+            unit_tile at = nth_tile(u0, u1, 4, i, 0);
+            for (size_t j = 0; j < at.units; j++) {
+                size_t unit = (at.u + j) * VW, valid = H - unit < VW ? H - unit : VW;
+                pack_transposed(room + (at.u - u0) * VW * n + j * VW, at.units * VW, w + unit * ld, ld, valid, n);
+            }
+        }
+        for (size_t r = 0, rows; r < call->rows; r += rows) {
+            rows = call->rows - r < TURN_BLOCK ? call->rows - r : TURN_BLOCK;
+            for (size_t i = 0; i < count; i++) {
+                unit_tile at = nth_tile(u0, u1, 4, i, 0);
+                T *out = part + r * call->ldh + at.u * VW;
+                fetch_upto(&fetch, r * count + (i + 1) * rows, call->rows * count);
+                tile_column(rows, (int)at.units, half_left((at.u + at.units) * VW, H), n, call->logits + r * call->ldl + v,
+                            call->ldl, 1, room + (at.u - u0) * VW * n, at.units * VW, out, call->ldh, add ? out : NULL,
+                            call->ldh, contiguous_off, (fetch_plan){0});
+            }
+        }
+    }
+}
+
+static void softmax_slab(const softmax_call *call, size_t slab, T *room)
 {
     const crnn_softmax_args *args = call->args;
     size_t H = args->hidden, rows = call->rows, from = slab * call->slab;
@@ -118,14 +168,20 @@ static void softmax_slab(const softmax_call *call, size_t slab)
     int update = args->rate != 0.0;
     T *out = update ? w : args->grad_w;
     size_t ldo = update ? args->ld : args->ld_grad;
+    T *bias = update ? args->bias : args->grad_b;
+    const T one = 1;
     for (size_t left = to > from ? to - from : 0, n; left; left -= n) { /* backwards: the logits that came last come first */
-        n = round_up(next_rows(left, SLAB_STEP), 4 * VW);
+        n = round_up(next_rows(left, room ? TURN_STEP : SLAB_STEP), 4 * VW);
         if (n > left) n = left;
         size_t v = from + left - n;
-        if (args->dh) softmax_dot(call, part, w, v, n, from + left < to);
-        for (size_t c = v; out && c < v + n; c += 4 * VW) {
+        if (args->dh && room) softmax_turned(call, part, room, v, n, left > n ? w + v - n : NULL, from + left < to);
+        else if (args->dh) softmax_dot(call, part, w, v, n, from + left < to);
+        for (size_t c = v; (out || bias) && c < v + n; c += 4 * VW) {
             int nv = (int)((v + n - c < 4 * VW ? v + n - c : 4 * VW) / VW);
-            for (size_t k = 0; k < H;) {
+            if (bias)
+                tiles[0][nv][1](rows, &one, 0, 0, call->logits + c, call->ldl, call->bias_sum + c, 0, NULL, 0, contiguous_off,
+                                NULL, 0, 0);
+            for (size_t k = 0; out && k < H;) {
                 size_t mr = next_rows(H - k, (size_t)tile_rows_max[4]);
                 T *o = out + k * ldo + c;
                 tiles[0][nv][mr](rows, (update ? call->h_scaled : call->h) + k, 1, call->ldh, call->logits + c, call->ldl,
@@ -134,12 +190,7 @@ static void softmax_slab(const softmax_call *call, size_t slab)
             }
         }
     }
-    if (!(update ? args->bias : args->grad_b)) return;
-    for (size_t c = from; c < to; c += VW) store(call->bias_sum + c, (V){0});
-    for (size_t r = 0; r < rows; r++)
-        for (size_t c = from; c < to; c += VW)
-            store(call->bias_sum + c, load(call->bias_sum + c) + load(call->logits + r * call->ldl + c));
-    T *bias = update ? args->bias : args->grad_b;
+    if (!bias) return;
     for (size_t c = from; c < to && c < args->vocabulary; c++) {
         if (update) bias[c] -= (T)args->rate * call->bias_sum[c];
         else bias[c] = (call->add ? bias[c] : 0) + call->bias_sum[c];
@@ -168,7 +219,8 @@ static void softmax_work(void *context, int rank, crnn_team *team)
     crnn_barrier(team);
     size_t first_slab, last_slab; /* the columns whose logits this thread has made, from the last to the first */
     crnn_share(call->slabs, 1, rank, size, &first_slab, &last_slab);
-    while (last_slab > first_slab) softmax_slab(call, --last_slab);
+    T *room = call->rooms ? call->rooms + (size_t)rank * call->room : NULL;
+    while (last_slab > first_slab) softmax_slab(call, --last_slab, room);
     if (!args->dh) return;
     crnn_barrier(team);
     for (size_t r = lo; r < hi; r++) {
@@ -196,24 +248,25 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
     call.block = next_rows(R, softmax_rows_most(args));
     call.slab = round_up((call.Vp + SLABS - 1) / SLABS, 16);
     call.slabs = (call.Vp + call.slab - 1) / call.slab;
-    int update = args->rate != 0.0;
-    T **pieces[] = {&call.logits, &call.h, &call.h_scaled, &call.bias, &call.bias_sum, &call.parts};
+    int update = args->rate != 0.0, threads = crnn_get_threads();
+    if ((double)R * (double)H * (double)words < 1e5) threads = 1;
+    call.room = TURN_STEP * TURN_UNITS * VW;
+    T **pieces[] = {&call.logits, &call.h, &call.h_scaled, &call.bias, &call.bias_sum, &call.parts, &call.rooms};
     size_t counts[] = {call.block * call.ldl + 4 * VW, call.block * call.ldh + 4 * VW,
                        update ? call.block * call.ldh + 4 * VW : 0, call.Vp + 4 * VW, call.Vp + 4 * VW,
-                       args->dh ? call.slabs * call.block * call.ldh : 0};
+                       args->dh ? call.slabs * call.block * call.ldh : 0,
+                       args->dh && call.block >= TURN_ROWS ? (size_t)threads * call.room : 0};
     size_t total = round_up(call.block * sizeof(double), CRNN_LINE);
-    for (int i = 0; i < 6; i++) total += round_up(counts[i] * sizeof(T), CRNN_LINE);
+    for (int i = 0; i < 7; i++) total += round_up(counts[i] * sizeof(T), CRNN_LINE);
     char *block = crnn_allocate(total);
     if (!block) return CRNN_NOMEM;
     call.losses = (double *)(void *)block;
     size_t at = round_up(call.block * sizeof(double), CRNN_LINE);
-    for (int i = 0; i < 6; i++) {
-        *pieces[i] = (T *)(void *)(block + at);
+    for (int i = 0; i < 7; i++) {
+        *pieces[i] = counts[i] ? (T *)(void *)(block + at) : NULL;
         at += round_up(counts[i] * sizeof(T), CRNN_LINE);
     }
     memset(call.bias, 0, (call.Vp + 4 * VW) * sizeof(T));
-    int threads = crnn_get_threads();
-    if ((double)R * (double)H * (double)words < 1e5) threads = 1;
     double sum = 0;
     for (size_t first = 0; first < R; first += call.block) {
         call.first = first;

@@ -27,7 +27,7 @@ INLINE void tile_body(const int mr, const int nv, const int halves, TILE_ARGUMEN
     UNROLL(8) for (int i = 0; i < mr; i++) UNROLL(4) for (int j = 0; j < nv; j++) {
         if (j < full) acc[i][j] = (V){0};
         else half[i][j] = (VH){0};
-        if (init) __builtin_prefetch(init + (size_t)i * ldi + off[j], 1, 3); /* wanted at the end, asked for now */
+        __builtin_prefetch(c + (size_t)i * ldc + off[j], 1, 3); /* written at the end, asked for now */
     }
     const size_t step = ahead_rows ? AHEAD_STEP : K, per_step = ahead_rows ? (ahead_rows * AHEAD_STEP + K - 1) / K : 0;
     for (size_t k = 0; k < K;) {

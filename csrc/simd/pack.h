@@ -28,10 +28,10 @@ INLINE void transpose_block(V *v)
 NOINLINE void pack_transposed(T *dst, size_t ldd, const T *src, size_t lds, size_t valid, size_t K)
 {
     size_t k = 0;
-    if (valid == VW && VW > 1)
+    if (VW > 1)
         for (; k + VW <= K; k += VW) {
             V v[LANE_COUNT];
-            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) v[l] = load(src + (size_t)l * lds + k);
+            UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) v[l] = (size_t)l < valid ? load(src + (size_t)l * lds + k) : (V){0};
             transpose_block(v);
             UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) store(dst + (k + (size_t)l) * ldd, v[l]);
         }

@@ -175,5 +175,8 @@ int main(void)
     for (size_t i = 0; i < sizeof ROWS / sizeof *ROWS; i++) run(ROWS[i], HIDDEN[i], VOCABULARY[i], i % 3 != 0, 0.5);
     run(9, 20, 50, 1, 100); /* logits in the hundreds */
     run(300, 4, 30, 1, 0.5);
+    /* Many rows: weights turned round, in several pieces of columns and of units. */
+    run(203, 9, 4200, 1, 0.5);
+    run(201, 241, 40, 0, 0.5);
     return finish("test_softmax");
 }
