@@ -22,6 +22,9 @@ from benchmarks.workloads import Workload, arrays, parameter_shapes
 # Largest difference from the float64 reference, relative to the largest element of the tensor. Rounding grows with
 # the square root of the products' lengths and with the number of steps; wrong formulas miss by 1e-2 and more.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
+# PyTorch adds the squares of millions of gradients up in float32: its norms, and all that clipping scales by them, are
+# off by 2e-4 (normal numbers) to 1e-3 (the output layer of 650 units and 10,000 words).
+CLIPPED = 3
 SINGLE_STEPS = 3000
 PAUSE = 0.02  # seconds between peers, in which the threads of the last one stop spinning
 # A disturbance lasts from some milliseconds to about a second; what lasts longer is accepted, and counted.
@@ -118,7 +121,8 @@ class Runner:
             for variant, path in answer["results"].items():
                 error, where = compare(_read(path), reference)
                 narrow = peer == "onnxruntime" or variant == FLOAT32
-                if error > TOLERANCE["float32" if narrow else workload.dtype]:
+                allowed = TOLERANCE["float32" if narrow else workload.dtype]
+                if error > (CLIPPED * allowed if workload.kind == "stream" else allowed):
                     refused[f"{peer} ({variant})"] = f"disagrees with the reference: {where} differs by {error:.1e}"
                     continue
                 record = {"error": error, "rounds": [], "samples": [], "stolen": 0.0, "repeated": 0, "disturbed": 0}
