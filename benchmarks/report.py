@@ -129,10 +129,14 @@ def _summary(records: list[Record], threads: int) -> str:
             f"| {line.label} | {line.worst:.2f} | {line.worst_goal:g} | {low} | {line.mean:.2f} | {line.mean_goal:g} "
             f"| {middle} | {line.count} | {'yes' if line.met else 'no'} | {line.where} |"
         )
-    handovers = [r["handover"] for r in records if r["threads"] == threads and r.get("handover")]
-    if handovers:
-        spread = f"{min(handovers):.2f} to {max(handovers):.2f}"
-        rows += ["", f"An empty job to the other threads and back: {statistics.median(handovers):.2f} us ({spread})."]
+    for key, what, unit, style in (
+        ("handover", "An empty job to the other threads and back", "us", ".2f"),
+        ("shared", "Reading 8 MB over and over, which the cores' own caches do not hold", "GB/s", ".0f"),
+    ):
+        known = [r[key] for r in records if r["threads"] == threads and r.get(key)]
+        if known:
+            low, middle, high = (format(x, style) for x in (min(known), statistics.median(known), max(known)))
+            rows += ["", f"{what}: {middle} {unit} ({low} to {high})."]
     return "\n".join(rows)
 
 

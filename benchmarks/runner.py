@@ -96,7 +96,7 @@ class Runner:
         -------
         dict
             ``workload`` (its fields), ``name``, ``threads``, ``flops`` and ``tokens`` of one call, ``peak`` (GFLOP/s),
-            ``read`` (GB/s) and ``handover`` (microseconds) of the machine in these minutes, ``rounds``,
+            ``read``, ``shared`` (GB/s) and ``handover`` (microseconds) of the machine in these minutes, ``rounds``,
             ``parameters`` (bytes), ``refused`` (variant -> why it was not timed), ``beside`` (variant -> crnn under
             other conditions) and ``peers``: name -> variant -> ``seconds`` (median of all samples), ``spread``
             (median absolute deviation), ``best`` (fastest), ``calls``, ``rounds`` (median of each), ``stolen``
@@ -151,6 +151,7 @@ class Runner:
             "parameters": sum(data[name].nbytes for name in parameter_shapes(workload)),
             "peak": _most(roofs, "gflops"),
             "read": _most(roofs, "read"),
+            "shared": _middle(roofs, "shared"),
             "handover": _middle(roofs, "handover"),
             "rounds": self.rounds,
             "peers": peers,

@@ -26,6 +26,7 @@ from benchmarks.workloads import Workload
 ROOT = Path(__file__).resolve().parent.parent
 LONG_CALL = 0.5  # seconds: beyond this, what another process left in the caches no longer matters
 PEAK_LOOKS = 5
+SHARED_BYTES = 8 << 20  # more than the cores' own caches: what neighbours take of the shared one shows
 
 
 class Worker:
@@ -112,16 +113,18 @@ class Worker:
         return {"p50": float(np.percentile(samples, 50)), "p99": float(np.percentile(samples, 99))}
 
     def peak(self, dtype: str, seconds: float, size: int) -> dict[str, Any]:
-        """Measure the roofs: multiply-adds of all threads in GFLOP/s, how fast they read ``size`` bytes in GB/s (None
-        for 0), and how long it takes to give an empty job to the other threads, in microseconds."""
+        """Measure the roofs: multiply-adds of all threads in GFLOP/s, how fast they read ``size`` bytes (None for 0)
+        and ``SHARED_BYTES`` over and over, GB/s, and how long it takes to give an empty job to the other threads, in
+        microseconds."""
         from crnn import _kernels
 
         # Of several short looks the best: a neighbour's burst in one of them is not the machine's peak.
         looks = range(PEAK_LOOKS)
         rate = max(_kernels.fma_peak(dtype, self.threads, seconds / PEAK_LOOKS) for _ in looks)
         read = max(_kernels.read_bandwidth(size, self.threads, seconds / PEAK_LOOKS) for _ in looks) if size else None
+        shared = _kernels.read_bandwidth(SHARED_BYTES, self.threads, seconds / PEAK_LOOKS)
         handover = _kernels.handover(self.threads) * 1e6 if self.threads > 1 else None
-        return {"gflops": float(rate), "read": read, "handover": handover}
+        return {"gflops": float(rate), "read": read, "shared": shared, "handover": handover}
 
     def rate(self, dtype: str, seconds: float) -> dict[str, float]:
         """Return the best of three short looks at the rate of multiply-adds, GFLOP/s over all threads."""
