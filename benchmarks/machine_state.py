@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.process import Process, WorkerError
 
-CALM = 0.93  # of the highest peak: what a processor of its own never falls below, and a shared one never reaches
+CALM = 0.93  # of the highest peak; two threads on one core reach half of it
 LOOK = 0.002  # seconds
 MEMORY = 400  # looks: where a machine has slowed down for good, its present speed is the peak after as many
 

@@ -47,7 +47,7 @@ def main() -> int:
             print(f"{workload.cell} {workload.shape} {workload.dtype}, {threads} threads, "
                   f"peak {record['peak'] or 0:.1f} GFLOP/s")  # fmt: skip
             calls = workload.time if kind == "step" else 1
-            for peer, variants in record["peers"].items():
+            for peer, variants in (*record["peers"].items(), ("crnn", record["beside"])):
                 for variant, timed in variants.items():
                     speed = record["flops"] / timed["seconds"] / 1e9
                     share = f"{100 * speed / record['peak']:5.1f} %" if record["peak"] else "    - %"
