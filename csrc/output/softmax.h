@@ -81,7 +81,7 @@ static double softmax_row(T *row, size_t words, size_t Vp, int64_t target, T sca
 {
     for (size_t v = words; v < Vp; v++) row[v] = (T)-INFINITY;
     V most = load(row);
-    for (size_t v = VW; v < Vp; v += VW) most = larger(most, load(row + v));
+    for (size_t v = VW; v < Vp; v += VW) most = MAXIMUM(load(row + v), most);
     T top = lane_max(most);
     if (!(top > (T)-INFINITY)) top = 0;
     double sum = 0, hit = (double)row[target] - (double)top;

@@ -1,5 +1,6 @@
 /* exp, tanh and sigmoid on vectors. All three start from e^y = 2^n (1 + p), n = round(y / ln 2), |r| <= ln(2)/2,
- * p = e^r - 1 by its Taylor polynomial: degree 7 (float, truncation below 2^-26 relative to p) or 13 (double, 2^-56).
+ * p = e^r - 1 as r + r^2 q(r), q the polynomial of degree 4 (float) or 9 (double) that makes the largest error of p, relative
+ * to p, least: 2^-26.2 and 2^-54.6 (found by Remez exchange in 50 digits).
  * n is read off the bits of y/ln2 + 1.5*2^(mantissa bits), so no integer conversion is needed.
  * Measured by the tests over all of float's interesting range and samples of double's: exp <= 2 ULP,
  * tanh <= 4 ULP, sigmoid <= 4 ULP. Subnormal results count as 0.
@@ -33,25 +34,23 @@ INLINE V exp_parts(V y, V *scale)
     r = r - n * LN2_LOW;
     *scale = (V)(((VI)t + EXPONENT_BIAS) << MANTISSA);
 #if CRNN_DOUBLE
-    V q = splat(1.6059043836821613e-10); /* 1/13! */
-    q = q * r + 2.08767569878681e-09;
-    q = q * r + 2.505210838544172e-08;
-    q = q * r + 2.755731922398589e-07;
-    q = q * r + 2.7557319223985893e-06;
-    q = q * r + 2.48015873015873e-05;
-    q = q * r + 1.984126984126984e-04;
-    q = q * r + 1.3888888888888889e-03;
-    q = q * r + 8.333333333333333e-03;
-    q = q * r + 4.1666666666666664e-02;
-    q = q * r + 1.6666666666666666e-01;
+    V q = splat(2.51100498958587163e-08);
+    q = q * r + 2.76326557593320308e-07;
+    q = q * r + 2.75572423366803571e-06;
+    q = q * r + 2.48014873260123366e-05;
+    q = q * r + 1.98412698865909993e-04;
+    q = q * r + 1.38888889478208914e-03;
+    q = q * r + 8.3333333333222073e-03;
+    q = q * r + 4.16666666665219907e-02;
+    q = q * r + 1.66666666666666745e-01;
+    q = q * r + 5.00000000000001022e-01;
 #else
-    V q = splat(1.98412698e-4f); /* 1/7! */
-    q = q * r + 1.38888889e-3f;
-    q = q * r + 8.33333333e-3f;
-    q = q * r + 4.16666667e-2f;
-    q = q * r + 1.66666667e-1f;
+    V q = splat(1.38825217671323233e-3f);
+    q = q * r + 8.36652057574360442e-3f;
+    q = q * r + 4.16671998550661064e-2f;
+    q = q * r + 1.66665436210311821e-1f;
+    q = q * r + 4.99999981540596195e-1f;
 #endif
-    q = q * r + (T)0.5;
     return r + (r * r) * q;
 }
 
@@ -67,10 +66,10 @@ INLINE V v_sigmoid(V x)
     return (T)1 / ((T)1 + scale * ((T)1 + p));
 }
 
-/* tanh x = -m / (2 + m), m = e^(-2|x|) - 1 = 2^n p + (2^n - 1): no cancellation near 0, where n = 0 and m = p. */
+/* tanh x = m / (2 - m), m = 1 - e^(-2|x|) = (1 - 2^n) - 2^n p: no cancellation near 0, where n = 0 and m = -p. */
 INLINE V v_tanh(V x)
 {
     V scale, p = exp_parts(at_least(vabs(x) * (T)-2, MATH(-40.0f, -80.0)), &scale);
-    V m = scale * p + (scale - (T)1);
-    return copysign_of(-m / ((T)2 + m), x);
+    V m = ((T)1 - scale) - scale * p;
+    return copysign_of(m / ((T)2 - m), x);
 }
