@@ -38,6 +38,7 @@ typedef struct {
 static void product_back(const run_state *s, const cell_product *product, const T *d, const T *pack, size_t width,
                          size_t u0, size_t u1, size_t rows, T *out, size_t ldo, const T *init, int backwards)
 {
+    const tile_fetch far = {.far = 1};
     size_t H = s->H, K = (size_t)product->gates * H;
     size_t count = u1 > u0 ? tile_count(u1 - u0, BACK_UNITS) : 0;
     for (size_t n = 0; n < count; n++) {
@@ -51,8 +52,8 @@ static void product_back(const run_state *s, const cell_product *product, const 
             for (int g = 0; g < product->gates; g++) {
                 const T *from = g ? c : init ? init + row * ldo + u * VW : NULL;
                 tiles[half][units][mr](H, d + row * s->ldg + (size_t)product->slot[g] * s->Hp, s->ldg, 1,
-                                       b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off, NULL,
-                                       0, 0);
+                                       b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off,
+                                       g ? NULL : &far);
             }
             row += mr;
         }

@@ -68,7 +68,7 @@ static void project_rows(const run_state *s, const layer_run *run, const T *b, s
     const size_t per_unit = (size_t)product->gates * VW * run->input;
     T *out = run->gates + gate_row * s->ldg;
     tile_column(rows, nv, halves, run->input, x + row * ldx, ldx, 1, b, (size_t)nv * VW, out, s->ldg, run->bias, 0, off,
-                fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv));
+                fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv), s->keep);
     /* The cell works on whole vectors. */
     for (size_t r = 0; r < rows && halves; r++, out += s->ldg)
         for (int j = nv - halves; j < nv; j++) memset(out + off[j] + VW / 2, 0, VW / 2 * sizeof(T));
@@ -141,12 +141,11 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
         const T *b = pack + u * g * VW * s->H, *next_b = next_tile.units ? pack + next_tile.u * g * VW * s->H : NULL;
         fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * next_tile.units * VW * K, hi - i0, nv);
         for (size_t done = 0; done < hi - i0;) {
-            const char *ahead;
-            size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]), fetched = fetch_share(&plan, &ahead);
+            size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]);
+            const tile_fetch fetch = fetch_share(&plan, 0);
             T *c = gates + done * s->ldg;
             if (K)
-                tiles[halves][nv][mr](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, ahead,
-                                      fetched, plan.step);
+                tiles[halves][nv][mr](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
             size_t col = u * VW, prev = (before + done) * s->ldh + col, next = (s->B + row + done) * s->ldh + col;
             forward_patch patch = {c + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev : NULL, run->h + next,
                                    run->c ? run->c + next : NULL, s->ldh};

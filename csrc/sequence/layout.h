@@ -234,7 +234,9 @@ static void pack_tile(const cell_product *product, size_t H, const T *W, size_t 
         size_t first = (at.u + j / g) * VW;
         const T *rows = W + ((size_t)product->gate[j % g] * H + first) * ldw;
         size_t valid = first >= H ? 0 : H - first < VW ? H - first : VW;
-        pack_transposed(tile + j * VW, at.units * g * VW, rows, ldw, valid, K);
+        size_t after = (at.u + (j + 1) / g) * VW;
+        const T *next = after < H ? W + ((size_t)product->gate[(j + 1) % g] * H + after) * ldw : NULL;
+        pack_transposed(tile + j * VW, at.units * g * VW, rows, ldw, valid, K, next);
     }
 }
 

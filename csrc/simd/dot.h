@@ -11,18 +11,20 @@ typedef struct {
     const T *last; /* unless K is whole vectors: last_vector of each row of v, side by side */
 } dot_source;
 
-/* acc[i*wide + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= wide <= 4 rows of W. */
+/* acc[i*wide + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= wide <= 4 rows of W. Rows of v are reached
+ * from every third one: fewer addresses than there are registers. */
 INLINE void dot_tile(const int mr, const int wide, V *acc, const dot_source *s, size_t columns)
 {
-    const T *w[4], *v[8];
+    const T *w[4], *v[3];
+    const size_t ldv = s->ldv;
     UNROLL(4) for (int j = 0; j < wide; j++) w[j] = s->W + ((size_t)j < columns ? (size_t)j : columns - 1) * s->ldw;
-    UNROLL(8) for (int i = 0; i < mr; i++) v[i] = s->v + (size_t)i * s->ldv;
+    UNROLL(3) for (int i = 0; 3 * i < mr; i++) v[i] = s->v + 3 * (size_t)i * ldv;
     size_t whole = s->K / VW * VW;
     for (size_t k = 0; k < whole; k += VW) {
         V wv[4];
         UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = load(w[j] + k);
         UNROLL(8) for (int i = 0; i < mr; i++) {
-            V vv = load(v[i] + k);
+            V vv = load(v[i / 3] + (size_t)(i % 3) * ldv + k);
             UNROLL(4) for (int j = 0; j < wide; j++) acc[i * wide + j] = MULADD(wv[j], vv, acc[i * wide + j]);
         }
     }
@@ -44,6 +46,9 @@ INLINE void dot_tile(const int mr, const int wide, V *acc, const dot_source *s, 
 #define DOT_ARGUMENTS const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo, int accumulate
 typedef void (*dot_function)(DOT_ARGUMENTS);
 
+/* The four sums of a row, as one. */
+typedef T V4 __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+
 INLINE void dot_body(const int mr, DOT_ARGUMENTS)
 {
     V acc[8 * 4];
@@ -51,14 +56,20 @@ INLINE void dot_body(const int mr, DOT_ARGUMENTS)
     UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
     dot_tile(mr, 4, acc, one, columns);
     if (two) dot_tile(mr, 4, acc, two, columns);
-    T sums[8 * 4 + LANE_COUNT] = {0};
+    T sums[8 * 4 + LANE_COUNT];
     UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
         store(sums + i, lane_sums(acc + i, sums_of - i < LANE_COUNT ? half : LANE_COUNT));
-    for (int i = 0; i < mr; i++)
-        for (size_t j = 0; j < columns; j++) {
-            T *o = out + (size_t)i * ldo + j;
-            *o = (accumulate ? *o : 0) + sums[i * 4 + (int)j];
+    UNROLL(8) for (int i = 0; i < mr; i++) {
+        const T *from = sums + i * 4;
+        T *o = out + (size_t)i * ldo;
+        if (columns == 4) {
+            V4 sum = *(const V4 *)(const void *)from;
+            if (accumulate) sum += *(const V4 *)(const void *)o;
+            *(V4 *)(void *)o = sum;
+        } else {
+            for (size_t j = 0; j < columns; j++) o[j] = (accumulate ? o[j] : 0) + from[j];
         }
+    }
 }
 
 #define DOT(mr) \

@@ -1,9 +1,11 @@
 /* dst[k*ldd + l] = src[l*lds + k] for l < VW (rows past `valid` read as 0): VW rows of a weight matrix become one
- * vector per k. Whole blocks of VW x VW go through register transposes. */
+ * vector per k. Whole blocks of VW x VW go through register transposes. `next`: where the rows packed after these lie, side
+ * by side; they come closer meanwhile, since what a call has not read for milliseconds is often in memory only. May be null. */
 INLINE void transpose_block(V *v)
 {
 #if LANE_COUNT > 1
-    /* log2(VW) rounds; in round s, rows i and i+s exchange the lanes that differ in bit s. */#define EXCHANGE_ROUND(s)                                                        \
+    /* log2(VW) rounds; in round s, rows i and i+s exchange the lanes that differ in bit s. */
+#define EXCHANGE_ROUND(s)                                                        \
     UNROLL(16) for (int i = 0; i < LANE_COUNT; i++) if (!(i & (s))) \
     {                                                                            \
         V a = v[i], b = v[i + (s)];                                              \
@@ -25,13 +27,15 @@ INLINE void transpose_block(V *v)
 #endif
 }
 
-NOINLINE void pack_transposed(T *dst, size_t ldd, const T *src, size_t lds, size_t valid, size_t K)
+NOINLINE void pack_transposed(T *dst, size_t ldd, const T *src, size_t lds, size_t valid, size_t K, const T *next)
 {
     size_t k = 0;
     if (VW > 1)
         for (; k + VW <= K; k += VW) {
             V v[LANE_COUNT];
             UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) v[l] = (size_t)l < valid ? load(src + (size_t)l * lds + k) : (V){0};
+            if (next)
+                UNROLL(16) for (size_t l = 0; l < VW; l += 64 / CRNN_VBYTES) __builtin_prefetch(next + (k + l) * VW, 0, 2);
             transpose_block(v);
             UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) store(dst + (k + (size_t)l) * ldd, v[l]);
         }
