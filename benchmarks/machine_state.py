@@ -2,7 +2,8 @@
 
 A virtual machine may lose half its speed for a second without any sign inside: its processors are put on two
 hyperthreads of one core, or share theirs with a neighbour. Multiply-adds in registers show it, whatever library is
-being timed.
+being timed. For minutes its processors may lie far apart, or neighbours use the cache that all share: the time of a
+hand-over and reading what only that cache holds show those.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from benchmarks.process import Process, WorkerError
 
 CALM = 0.93  # of the highest peak; two threads on one core reach half of it
+QUIET = 0.9  # of the highest rate of reading; between minutes it varies by a quarter
+NEAR = 2.0  # times the shortest hand-over; far cores take three times as long as near ones
 LOOK = 0.002  # seconds
 MEMORY = 400  # looks: where a machine has slowed down for good, its present speed is the peak after as many
 
@@ -31,7 +34,7 @@ class MachineState:
     """
 
     def __init__(self, threads: int, python: str, folder: Path) -> None:
-        self.looks: dict[str, collections.deque[float]] = {}
+        self.looks: dict[tuple[str, str], collections.deque[float]] = {}
         self.process: Process | None = Process("crnn", threads, python, folder / "machine-state.log")
         try:
             known = "versions" in self.process.ask("info", limit=120)
@@ -53,9 +56,19 @@ class MachineState:
         return self.process.ask("peak", dtype=dtype, seconds=seconds, size=size)
 
     def calm(self, dtype: str) -> bool:
-        """Return whether multiply-adds reach ``CALM`` of the best of the last ``MEMORY`` looks; True without crnn."""
+        """Look once, and return whether all is close to the best of the last ``MEMORY`` looks; True without crnn.
+
+        Multiply-adds of ``CALM`` times that, reading of ``QUIET``, hand-overs of at most ``NEAR`` times the shortest.
+        """
         if not self.process:
             return True
-        looks = self.looks.setdefault(dtype, collections.deque(maxlen=MEMORY))
-        looks.append(float(self.process.ask("rate", dtype=dtype, seconds=LOOK)["gflops"]))
-        return looks[-1] >= CALM * max(looks)
+        seen = self.process.ask("rate", dtype=dtype, seconds=LOOK)
+        close = [self._close(dtype, name, value) for name, value in seen.items() if value is not None]
+        return all(close)
+
+    def _close(self, dtype: str, name: str, value: float) -> bool:
+        looks = self.looks.setdefault((dtype, name), collections.deque(maxlen=MEMORY))
+        looks.append(float(value))
+        if name == "handover":
+            return looks[-1] <= NEAR * min(looks)
+        return looks[-1] >= {"gflops": CALM, "shared": QUIET}[name] * max(looks)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Record, fastest, gflops, ratio, rival, seconds, share, summarise, workload_of
-from benchmarks.machine_state import CALM
+from benchmarks.machine_state import CALM, NEAR, QUIET
 from benchmarks.peers import PEERS
 from benchmarks.workloads import Workload, groups
 
@@ -104,8 +104,9 @@ def _machine(run: dict[str, Any]) -> str:
     timed = [t for r in run["records"] for variants in r["peers"].values() for t in variants.values()]
     repeated, disturbed = (sum(t.get(key, 0) for t in timed) for key in ("repeated", "disturbed"))
     again = (
-        f"of {sum(len(t.get('rounds', [])) for t in timed)} rounds, {repeated} were timed again because multiply-adds "
-        f"before or after fell below {100 * CALM:.0f} % of their peak; {disturbed} were kept although they did"
+        f"of {sum(len(t.get('rounds', [])) for t in timed)} rounds, {repeated} were timed again because, before or "
+        f"after, multiply-adds fell below {100 * CALM:.0f} % or reading 8 MB below {100 * QUIET:.0f} % of the best, or "
+        f"a hand-over took {NEAR:g} times the shortest; {disturbed} were kept although that was so"
     )
     processor = f"{machine['processor']} (family/model/stepping {machine['family']}), {machine['processors']} in use"
     lines = [

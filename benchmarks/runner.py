@@ -27,9 +27,10 @@ TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 CLIPPED = 3
 SINGLE_STEPS = 3000
 PAUSE = 0.02  # seconds between peers, in which the threads of the last one stop spinning
-# A disturbance lasts from some milliseconds to about a second; what lasts longer is accepted, and counted.
+# A disturbance lasts from some milliseconds to minutes; what lasts longer than all tries is accepted, and counted.
 TRIES = 8
-RECOVERY = 0.05  # seconds longer before each further try
+RECOVERY = 0.05  # seconds before the second try, twice as many before each further one
+PATIENCE = 900.0  # seconds that a run spends on further tries at most
 
 
 class Runner:
@@ -54,6 +55,7 @@ class Runner:
     ) -> None:
         self.threads, self.rounds, self.seconds, self.python = threads, rounds, seconds, python
         self.folder = tempfile.TemporaryDirectory(prefix="crnn-benchmarks-")
+        self.patience = PATIENCE
         self.missing: dict[str, str] = {}
         self.versions: dict[str, str] = {}
         self.workers: dict[str, Process] = {}
@@ -161,10 +163,11 @@ class Runner:
 
     def _burst(self, workload: Workload, peer: str, variant: str, record: dict[str, Any]) -> None:
         """Time one burst between two looks at the machine, and again where either finds it disturbed."""
-        for attempt in range(TRIES):
-            time.sleep(PAUSE + attempt * RECOVERY)
+        begin, tries = time.monotonic(), TRIES if self.patience > 0 else 1
+        for attempt in range(tries):
+            time.sleep(PAUSE + (RECOVERY * 2 ** (attempt - 1) if attempt else 0))
             calm = self.machine.calm(workload.dtype)
-            if not calm and attempt + 1 < TRIES:
+            if not calm and attempt + 1 < tries:
                 continue
             answer = self.workers[peer].ask("time", variant=variant, seconds=self.seconds, most=1000)
             if "samples" not in answer:
@@ -173,6 +176,8 @@ class Runner:
             calm = self.machine.calm(workload.dtype) and calm
             if calm:
                 break
+        if attempt:
+            self.patience -= time.monotonic() - begin
         record["repeated"] += attempt > 0
         record["disturbed"] += not calm
         record["rounds"].append(statistics.median(answer["samples"]))

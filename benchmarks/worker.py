@@ -126,11 +126,15 @@ class Worker:
         handover = _kernels.handover(self.threads) * 1e6 if self.threads > 1 else None
         return {"gflops": float(rate), "read": read, "shared": shared, "handover": handover}
 
-    def rate(self, dtype: str, seconds: float) -> dict[str, float]:
-        """Return the best of three short looks at the rate of multiply-adds, GFLOP/s over all threads."""
+    def rate(self, dtype: str, seconds: float) -> dict[str, float | None]:
+        """Look briefly at the same: the best of three rates of multiply-adds, reading ``SHARED_BYTES``, a hand-over."""
         from crnn import _kernels
 
-        return {"gflops": max(float(_kernels.fma_peak(dtype, self.threads, seconds / 3)) for _ in range(3))}
+        return {
+            "gflops": max(float(_kernels.fma_peak(dtype, self.threads, seconds / 3)) for _ in range(3)),
+            "shared": float(max(_kernels.read_bandwidth(SHARED_BYTES, self.threads, seconds / 2) for _ in range(2))),
+            "handover": _kernels.handover(self.threads) * 1e6 if self.threads > 1 else None,
+        }
 
     def describe(self) -> dict[str, Any]:
         """Return what crnn says about its build."""

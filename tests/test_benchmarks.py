@@ -103,12 +103,13 @@ class Answers:
         return self.answers[do].pop(0)
 
 
-def burst(monkeypatch, rates, bursts):
+def burst(monkeypatch, rates, bursts, patience=60.0):
+    """Looks are rates of multiply-adds, or whole answers."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     state = machine_state.MachineState.__new__(machine_state.MachineState)
-    state.looks, state.process = {}, Answers(rate=[{"gflops": rate} for rate in rates])
+    state.looks, state.process = {}, Answers(rate=[r if isinstance(r, dict) else {"gflops": r} for r in rates])
     made = runner.Runner.__new__(runner.Runner)
-    made.machine, made.seconds = state, 0.05
+    made.machine, made.seconds, made.patience = state, 0.05, patience
     made.workers = {"crnn": Answers(time=[{"samples": [time], "stolen": 0.0} for time in bursts])}
     record = {"rounds": [], "samples": [], "stolen": 0.0, "repeated": 0, "disturbed": 0}
     made._burst(LAYER, "crnn", "layer", record)
@@ -124,6 +125,29 @@ def test_a_burst_is_timed_once_where_the_machine_keeps_its_peak(monkeypatch):
 def test_a_burst_is_timed_again_where_the_machine_fell_below_its_peak(monkeypatch):
     record = burst(monkeypatch, [200.0, 100.0, 150.0, 199.0, 198.0], [2.0, 1.0])
     assert (record["samples"], record["repeated"], record["disturbed"]) == ([1.0], 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("usual", "disturbed"),
+    [
+        ({"shared": 180.0, "handover": 0.11}, {"shared": 150.0, "handover": 0.11}),
+        ({"shared": 180.0, "handover": 0.11}, {"shared": 180.0, "handover": 0.34}),
+    ],
+)
+def test_a_busy_cache_and_far_cores_are_disturbances_too(monkeypatch, usual, disturbed):
+    looks = [{"gflops": 200.0, **fields} for fields in (usual, disturbed, usual, usual)]
+    record = burst(monkeypatch, looks, [2.0, 1.0])
+    assert (record["samples"], record["repeated"], record["disturbed"]) == ([1.0], 1, 0)
+
+
+def test_one_thread_has_no_handover(monkeypatch):
+    record = burst(monkeypatch, [{"gflops": 100.0, "shared": 90.0, "handover": None}] * 2, [1.0])
+    assert (record["repeated"], record["disturbed"]) == (0, 0)
+
+
+def test_patience_ends(monkeypatch):
+    record = burst(monkeypatch, [200.0, 100.0], [2.0], patience=0.0)
+    assert (record["samples"], record["repeated"], record["disturbed"]) == ([2.0], 0, 1)
 
 
 def test_what_stays_disturbed_is_kept_and_counted(monkeypatch):

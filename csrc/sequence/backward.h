@@ -27,6 +27,7 @@ typedef struct {
     T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1} */
     size_t ldx;
     T *rooms;    /* per thread: the last columns of a block of W_ih */
+    T *bias_sum; /* (G*H) */
     T *blocks;   /* per thread: rows on their way to where they belong */
     size_t ld_block;
     int overlap; /* sums apart from d */

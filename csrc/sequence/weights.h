@@ -18,18 +18,40 @@ static void weight_gradient(const run_state *s, const layer_back *back, const in
     }
 }
 
-static void bias_gradient(const run_state *s, const layer_back *back, const int *slot, T *out, int accumulate, size_t lo,
-                          size_t hi)
+/* sum[q] = from[q] + from[ld + q] + ... over the rows. */
+static void column_sums(T *sum, const T *from, size_t ld, size_t rows, size_t width)
 {
-    for (size_t q = lo; q < hi; q++)
-        if (!accumulate) out[q] = 0;
-    for (size_t r = 0; r < s->R; r++) {
-        const T *row = back->sum + r * s->ldg;
-        for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
-            size_t first = g * s->H, a = lo > first ? lo : first, b = hi < first + s->H ? hi : first + s->H;
-            const T *from = row + (size_t)slot[g] * s->Hp - first;
-            for (size_t q = a; q < b; q++) out[q] += from[q];
-        }
+    memset(sum, 0, width * sizeof(T));
+    for (size_t r = 0, n; r < rows; r += n, from += n * ld) {
+        size_t q = 0;
+        n = rows - r < 4 ? 1 : 4;
+        for (; n == 4 && q + VW <= width; q += VW)
+            store(sum + q, load(sum + q) + ((load(from + q) + load(from + ld + q)) +
+                                            (load(from + 2 * ld + q) + load(from + 3 * ld + q))));
+        for (; n == 4 && q < width; q++) sum[q] += (from[q] + from[ld + q]) + (from[2 * ld + q] + from[3 * ld + q]);
+        for (; q < width; q++) sum[q] += from[q];
+    }
+}
+
+static void give_bias(T *out, const T *sum, size_t width, int accumulate)
+{
+    for (size_t q = 0; q < width; q++) out[q] = (accumulate ? out[q] : 0) + sum[q];
+}
+
+/* Rows [lo, hi) of both bias gradients: the same sums, but for GRU's candidate with reset after. sum: (G*H) room. */
+static void bias_gradients(const run_state *s, const layer_back *back, const crnn_weights *grads, T *sum, int accumulate,
+                           size_t lo, size_t hi)
+{
+    if (!grads->bias_ih && !grads->bias_hh) return;
+    for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
+        size_t first = g * s->H, a = lo > first ? lo : first, b = hi < first + s->H ? hi : first + s->H;
+        if (a >= b) continue;
+        size_t hh = (size_t)s->shape.bias_hh_slot[g];
+        column_sums(sum + a, back->sum + g * s->Hp + (a - first), s->ldg, s->R, b - a);
+        if (grads->bias_ih) give_bias((T *)grads->bias_ih + a, sum + a, b - a, accumulate);
+        if (!grads->bias_hh) continue;
+        if (hh != g) column_sums(sum + a, back->sum + hh * s->Hp + (a - first), s->ldg, s->R, b - a);
+        give_bias((T *)grads->bias_hh + a, sum + a, b - a, accumulate);
     }
 }
 
@@ -58,8 +80,7 @@ static void gradients_of_layer(const backward_call *call, size_t q, int rank, cr
             weight_gradient(s, back, straight, run->input, run->x, run->ldx, NULL, 0, grads->weight_ih, add, lo, hi);
         if (grads->weight_hh)
             weight_gradient(s, back, hh, s->H, h_prev, s->ldh, candidate, s->ldg, grads->weight_hh, add, lo, hi);
-        if (grads->bias_ih) bias_gradient(s, back, straight, grads->bias_ih, add, lo, hi);
-        if (grads->bias_hh) bias_gradient(s, back, hh, grads->bias_hh, add, lo, hi);
+        bias_gradients(s, back, grads, call->bias_sum, add, lo, hi);
     }
 }
 
@@ -174,6 +195,7 @@ static void lay_out_back(arena *a, backward_call *call)
     if (!s->ids && call->args->dx && s->layers[0].input > widest) widest = s->layers[0].input;
     call->ld_block = leading(widest);
     call->rooms = TAKE(a, T, (size_t)s->plan.threads * LYING_DEPTH * 4 * VW);
+    call->bias_sum = TAKE(a, T, (size_t)s->shape.gates * s->H);
     call->blocks = take_rows(a, (size_t)s->plan.threads * PRODUCT_ROWS, call->ld_block);
     call->reset = s->shape.candidate.gates ? take_rows(a, s->R, s->ldh) : NULL;
     call->layers = TAKE(a, layer_back, s->L * s->D);
