@@ -130,12 +130,19 @@ def test_a_burst_is_timed_again_where_the_machine_fell_below_its_peak(monkeypatc
 @pytest.mark.parametrize(
     ("usual", "disturbed"),
     [
-        ({"shared": 180.0, "handover": 0.11}, {"shared": 150.0, "handover": 0.11}),
+        ({"shared": 180.0, "handover": 0.11}, {"shared": 130.0, "handover": 0.11}),
         ({"shared": 180.0, "handover": 0.11}, {"shared": 180.0, "handover": 0.34}),
     ],
 )
 def test_a_busy_cache_and_far_cores_are_disturbances_too(monkeypatch, usual, disturbed):
     looks = [{"gflops": 200.0, **fields} for fields in (usual, disturbed, usual, usual)]
+    record = burst(monkeypatch, looks, [2.0, 1.0])
+    assert (record["samples"], record["repeated"], record["disturbed"]) == ([1.0], 1, 0)
+
+
+def test_the_handover_of_two_threads_on_one_core_is_no_measure(monkeypatch):
+    usual = {"gflops": 200.0, "shared": 180.0, "handover": 0.11}
+    looks = [usual, {"gflops": 100.0, "shared": 180.0, "handover": 0.04}, usual, usual]
     record = burst(monkeypatch, looks, [2.0, 1.0])
     assert (record["samples"], record["repeated"], record["disturbed"]) == ([1.0], 1, 0)
 
