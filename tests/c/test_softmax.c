@@ -178,5 +178,6 @@ int main(void)
     /* Many rows: weights turned round, in several pieces of columns and of units. */
     run(203, 9, 4200, 1, 0.5);
     run(201, 241, 40, 0, 0.5);
+    run(7, 6, 13001, 1, 0.5); /* dot products in several pieces of columns */
     return finish("test_softmax");
 }
