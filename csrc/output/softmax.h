@@ -105,7 +105,7 @@ static double softmax_row(T *row, size_t words, size_t Vp, int64_t target, T sca
 
 /* part (rows, H) (+)= d W^T over the columns [v, v + n). A few rows of W at a time pass by a block of rows of d that
  * stays in cache. The next ones are fetched meanwhile where W is too large for its lines to arrive in time by themselves
- * (3 MB: 1 to 3 % of the output layer lost by it; 6 MB: nothing; 12 MB and more: 2 to 5 % gained). */
+ * (3 MB: 1 to 3 % of the output layer lost by it; 6 MB: nothing; 8 to 26 MB: 1 to 5 % gained). */
 #define DOT_BLOCK 40
 #define DOT_FETCH_BYTES ((size_t)6 << 20)
 static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v, size_t n, int add)

@@ -1,4 +1,4 @@
-/* Vectors in GCC/Clang vector extensions (two intrinsics alone, the fused multiply-add and the maximum): one source for every
+/* Vectors in GCC/Clang vector extensions (three intrinsics alone: fused multiply-add, maximum, minimum): one source for every
  * instruction set and both dtypes. The including file defines CRNN_DOUBLE (0 or 1) and CRNN_VBYTES (sizeof(T) for the scalar build). */
 #include <math.h>
 #include <stdint.h>
