@@ -127,7 +127,7 @@ class Worker:
         return {"gflops": float(rate), "read": read, "shared": shared, "handover": handover}
 
     def rate(self, dtype: str, seconds: float) -> dict[str, float | None]:
-        """Look briefly at what ``peak`` measures: best of three rates of multiply-adds, reading ``SHARED_BYTES``, a hand-over."""
+        """Look briefly at what ``peak`` measures: multiply-adds (best of three), ``SHARED_BYTES``, a hand-over."""
         from crnn import _kernels
 
         return {
