@@ -1,5 +1,6 @@
 /* Everything that is compiled once per instruction set and dtype. The including file defines CRNN_DOUBLE, CRNN_VBYTES,
  * CRNN_VREGS (vector registers), CRNN_ISA_NAME and THIS_KERNELS (name of the table). */
+#include "../core/hands.h"
 #include "../core/internal.h"
 
 extern const crnn_kernels THIS_KERNELS;

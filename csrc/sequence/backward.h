@@ -26,6 +26,7 @@ typedef struct {
     T *dx;       /* (R, ldx) gradient of the output of the layer below, natural row order */
     T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1} */
     size_t ldx;
+    crnn_hand *hands; /* per layer, gradient and thread: the rows that the thread begins with, GRADIENT_ROWS an item */
     T *rooms;    /* per thread: the last columns of a block of W_ih */
     T *bias_sum; /* (G*H) */
     T *blocks;   /* per thread: rows on their way to where they belong */
@@ -34,14 +35,73 @@ typedef struct {
     int64_t *bad; /* per rank: the first row of dy_view that is not finite, or -1 */
 } backward_call;
 
+/* Gradients whose rows threads take as they come, since no sum crosses them. */
+enum { OF_WEIGHT_IH, OF_WEIGHT_HH, OF_INPUT, OF_COUNT };
+#define GRADIENT_ROWS 24 /* whole tiles of 6 and of 8 */
+
+static crnn_hand *hands_of(const backward_call *call, size_t q, int what)
+{
+    return call->hands + (q * OF_COUNT + (size_t)what) * (size_t)call->s->plan.threads;
+}
+
+/* Rows in one group (of weight gradients: a gate) are cut into items of nearly equal height. */
+static size_t items_in(size_t group) { return tile_count(group, GRADIENT_ROWS); }
+static size_t row_of_item(size_t item, size_t group)
+{
+    return item / items_in(group) * group + tile_edge(group, items_in(group), item % items_in(group));
+}
+
+static void deal_rows_of(const backward_call *call, size_t q, int what, size_t groups, size_t group)
+{
+    crnn_deal(hands_of(call, q, what), call->s->plan.threads, groups * items_in(group));
+}
+
+/* The next rows [*lo, *hi); 0: none are left. Input gradients read all of W_ih for a few rows or many: many at a time. BLAS
+ * blocks for itself. */
+static int take_rows_of(const backward_call *call, size_t q, int what, size_t group, int rank, size_t *lo, size_t *hi)
+{
+    size_t most = crnn_blas_wanted() ? CRNN_WHOLE_HAND : what == OF_INPUT ? 32 : PRODUCT_ROWS / GRADIENT_ROWS;
+    if (!crnn_take(hands_of(call, q, what), call->s->plan.threads, rank, most, lo, hi)) return 0;
+    *lo = row_of_item(*lo, group);
+    *hi = row_of_item(*hi, group);
+    return 1;
+}
+
+/* What the step before this one reads of the tape, in two runs of lines, while this one's tiles are at work: in this order the
+ * hardware does not guess it, and on a busy machine it comes from memory. */
+typedef struct {
+    const char *at[2];
+    size_t lines[2]; /* still to fetch */
+} step_fetch;
+
+INLINE void fetch_for_tile(step_fetch *f, size_t tiles_left)
+{
+    for (int i = 0; f && i < 2; i++)
+        for (size_t n = tile_count(f->lines[i], tiles_left); n; n--, f->lines[i]--, f->at[i] += CRNN_LINE)
+            __builtin_prefetch(f->at[i], 0, 2);
+}
+
+/* Step t of the sequences [i0, i1): gates and the states that their gradients need, of which RNNs have no gates. */
+static step_fetch fetch_of_step(const run_state *s, const layer_run *run, size_t t, size_t i0, size_t i1)
+{
+    size_t n = block_rows(s, t), rows = (i1 < n ? i1 : n) - i0;
+    size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0;
+    const int rnn = s->shape.slots == 1;
+    const T *states = rnn ? run->h + (s->B + row) * s->ldh : (run->c ? run->c : run->h) + before * s->ldh;
+    return (step_fetch){{(const char *)(run->gates + row * s->ldg), (const char *)states},
+                        {rnn ? 0 : rows * s->ldg * sizeof(T) / CRNN_LINE, rows * s->ldh * sizeof(T) / CRNN_LINE}};
+}
+
 /* out (rows, vectors [u0, u1) of `width` columns) = init + d W, d's gates side by side in rows of gates.
- * init null: 0, and whole vectors are written where rows have room for them. backwards: tiles from the last to the first. */
-static void product_back(const run_state *s, const cell_product *product, const T *d, const T *pack, size_t width,
-                         size_t u0, size_t u1, size_t rows, T *out, size_t ldo, const T *init, int backwards)
+ * init null: 0, and whole vectors are written where rows have room for them. backwards: tiles from the last to the first.
+ * next may be null. */
+static void product_back(const run_state *s, const cell_product *product, const T *d, const T *pack, size_t width, size_t u0,
+                         size_t u1, size_t rows, T *out, size_t ldo, const T *init, int backwards, step_fetch *next)
 {
     const tile_fetch far = {.far = 1};
     size_t H = s->H, K = (size_t)product->gates * H;
     size_t count = u1 > u0 ? tile_count(u1 - u0, BACK_UNITS) : 0;
+    size_t left = count * tile_count(rows, (size_t)tile_rows_max[BACK_UNITS]); /* tiles to come, at most: narrow ones may be higher */
     for (size_t n = 0; n < count; n++) {
         unit_tile tile = nth_tile(u0, u1, BACK_UNITS, n, backwards);
         size_t u = tile.u, units = tile.units;
@@ -50,6 +110,7 @@ static void product_back(const run_state *s, const cell_product *product, const 
         for (size_t row = 0; row < rows;) {
             size_t mr = next_rows(rows - row, (size_t)tile_rows_max[units]);
             T *c = out + row * ldo + u * VW;
+            fetch_for_tile(next, left--);
             for (int g = 0; g < product->gates; g++) {
                 const T *from = g ? c : init ? init + row * ldo + u * VW : NULL;
                 tiles[half][units][mr](H, d + row * s->ldg + (size_t)product->slot[g] * s->Hp, s->ldg, 1,
@@ -112,7 +173,7 @@ static void reset_rows(const backward_call *call, const layer_run *run, const la
     size_t col = u0 * VW, prev = before * s->ldh + col, gate = row * s->ldg + col;
     if (u1 <= u0 || rows == 0) return;
     T *reset = call->reset + row * s->ldh;
-    product_back(s, &s->shape.candidate, back->d + row * s->ldg, back->pack_n, s->H, u0, u1, rows, reset, s->ldh, NULL, 0);
+    product_back(s, &s->shape.candidate, back->d + row * s->ldg, back->pack_n, s->H, u0, u1, rows, reset, s->ldh, NULL, 0, NULL);
     backward_patch patch = {.g = run->gates + gate, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
                             .h_prev = run->h + prev, .dh_prev = dh_prev + col, .d_reset = reset + col, .ldh = s->ldh,
                             .ldr = s->ldh};
@@ -142,11 +203,14 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
             if (s->plan.backward == BY_UNITS) crnn_barrier(team);
         }
         if (cut || !rows) continue;
-        if (!back->pack_hh)
+        if (!back->pack_hh) {
             product_lying(&s->shape.recurrent, s->H, s->Hp, back->d + row * s->ldg, run->whh, u0, u1, dh_prev, t & 1);
-        else
-            product_back(s, &s->shape.recurrent, back->d + row * s->ldg, back->pack_hh, s->H, u0, u1, rows, dh_prev, s->ldh,
-                         dh_prev, t & 1);
+            continue;
+        }
+        step_fetch next = {0};
+        if (t > lo && s->plan.backward != BY_UNITS) next = fetch_of_step(s, run, t - 1, i0, i1);
+        product_back(s, &s->shape.recurrent, back->d + row * s->ldg, back->pack_hh, s->H, u0, u1, rows, dh_prev, s->ldh,
+                     dh_prev, t & 1, &next);
     }
 }
 
@@ -160,7 +224,7 @@ static void input_rows(const backward_call *call, size_t q, size_t row, size_t r
     size_t width = s->layers[q].input;
     if (back->pack_ih) {
         product_back(s, &s->shape.input, back->d + row * s->ldg, back->pack_ih, width, 0, tile_count(width, VW), rows, out,
-                     ldo, NULL, 0);
+                     ldo, NULL, 0, NULL);
         return;
     }
     for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
@@ -271,6 +335,7 @@ static void range_backward(const backward_call *call, size_t lo, size_t hi, size
             if (rank == 0) {
                 fill_final(call, q, loss_lo, hi, 0);
                 if (lo == 0) memset(back->dh, 0, s->B * s->ldh * sizeof(T));
+                if (l > 0) deal_rows_of(call, q, OF_INPUT, 1, last - first);
             }
             crnn_barrier(team);
             time_loop(call, q, lo, hi, rank, team);
@@ -281,7 +346,9 @@ static void range_backward(const backward_call *call, size_t lo, size_t hi, size
                 if (back->dc) add_rows_to(back->dc0, back->dc, n, s->ldh);
             }
             if (call->overlap) add_rows_to(back->sum + r0 * s->ldg, back->d + r0 * s->ldg, r1 - r0, s->ldg);
-            if (l > 0) input_gradient(call, q, r0, r1, call->dx, call->ldx, rank);
+            size_t a, b;
+            while (l > 0 && take_rows_of(call, q, OF_INPUT, last - first, rank, &a, &b))
+                input_gradient(call, q, first + a, first + b, call->dx, call->ldx, rank);
             crnn_barrier(team);
         }
     }

@@ -102,7 +102,7 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
         size_t u = tile.u, units = tile.units, stop = whole ? t0 + 1 : t1;
         size_t next = n_tile + 1 < count && !rooms ? nth_tile(u0, u1, most, n_tile + 1, 0).units : 0;
         T *b = run->pack_ih ? run->pack_ih + (rooms ? (size_t)rank * 4 : u * gates) * VW * run->input : NULL;
-        if (rooms) pack_tile(&s->shape.input, s->H, run->wih, run->input, run->input, b, tile);
+        if (rooms) pack_tile(&s->shape.input, s->H, run->wih, run->input, run->input, b, tile, 0);
         for (size_t t = t0; t < stop; t++) {
             size_t n = whole ? rows : block_rows(s, t), lo = i0 < n ? i0 : n, hi = whole || i1 > n ? n : i1;
             size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
@@ -142,7 +142,7 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
         fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * next_tile.units * VW * K, hi - i0, nv);
         for (size_t done = 0; done < hi - i0;) {
             size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]);
-            const tile_fetch fetch = fetch_share(&plan, 0);
+            const tile_fetch fetch = fetch_share(&plan, s->keep);
             T *c = gates + done * s->ldg;
             if (K)
                 tiles[halves][nv][mr](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
@@ -166,7 +166,9 @@ static size_t next_chunk(const run_state *s, size_t t0)
 /* This thread's part of packing one weight matrix. */
 static void pack_weights(const run_state *s, const cell_product *product, const T *W, size_t K, T *dst, int rank, int size)
 {
-    pack_forward(product, s->H, W, K, K, dst, pack_share(s->plan.forward == BY_UNITS, s->UV, product->units, rank, size));
+    pack_range range = pack_share(s->plan.forward == BY_UNITS, s->UV, product->units, rank, size);
+    range.again = !s->keep; /* training updates its weights between two calls, inference does not */
+    pack_forward(product, s->H, W, K, K, dst, range);
 }
 
 /* What every pre-activation starts from: b_ih + b_hh, but GRU with reset after keeps b_hn apart. A row of slots, of which

@@ -211,6 +211,7 @@ INLINE unit_tile nth_tile(size_t u0, size_t u1, size_t most, size_t n, int backw
 /* Which tiles a thread packs: those of the units [*u0, *u1) that it works on itself, or its share of the tiles of all. */
 typedef struct {
     size_t u0, u1, first, last;
+    int again; /* the same weights as in the last call, in the same place: likely */
 } pack_range;
 
 static pack_range pack_share(int by_units, size_t vectors, size_t most, int rank, int size)
@@ -227,7 +228,7 @@ static pack_range pack_share(int by_units, size_t vectors, size_t most, int rank
 
 /* Packing for y = x W^T: for every tile of units, for every k, the vectors (unit, gate) side by side.
  * A tile that starts at unit u begins at u * gates * VW * K, so every split into tiles finds its data in place. */
-static void pack_tile(const cell_product *product, size_t H, const T *W, size_t ldw, size_t K, T *tile, unit_tile at)
+static void pack_tile(const cell_product *product, size_t H, const T *W, size_t ldw, size_t K, T *tile, unit_tile at, int again)
 {
     size_t g = (size_t)product->gates;
     for (size_t j = 0; j < at.units * g; j++) {
@@ -236,7 +237,7 @@ static void pack_tile(const cell_product *product, size_t H, const T *W, size_t 
         size_t valid = first >= H ? 0 : H - first < VW ? H - first : VW;
         size_t after = (at.u + (j + 1) / g) * VW;
         const T *next = after < H ? W + ((size_t)product->gate[(j + 1) % g] * H + after) * ldw : NULL;
-        pack_transposed(tile + j * VW, at.units * g * VW, rows, ldw, valid, K, next);
+        (again ? pack_transposed_again : pack_transposed)(tile + j * VW, at.units * g * VW, rows, ldw, valid, K, next);
     }
 }
 
@@ -244,7 +245,7 @@ static void pack_forward(const cell_product *product, size_t H, const T *W, size
 {
     for (size_t n = range.first; n < range.last; n++) {
         unit_tile at = nth_tile(range.u0, range.u1, product->units, n, 0);
-        pack_tile(product, H, W, ldw, K, dst + at.u * (size_t)product->gates * VW * K, at);
+        pack_tile(product, H, W, ldw, K, dst + at.u * (size_t)product->gates * VW * K, at, range.again);
     }
 }
 

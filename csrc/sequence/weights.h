@@ -10,8 +10,9 @@ static void weight_gradient(const run_state *s, const layer_back *back, const in
         if (b > s->H) b = s->H;
         if (a >= b) continue;
         int candidate = B_candidate && g == 2;
-        product_call call = {.N = N, .K = s->R, .A = sum + (size_t)slot[g] * s->Hp, .ars = 1, .aks = s->ldg,
-                             .next_A = g + 1 < (size_t)s->shape.gates ? sum + (size_t)slot[g + 1] * s->Hp : NULL,
+        const T *A = sum + (size_t)slot[g] * s->Hp, *next = b < s->H ? A + b : NULL;
+        if (b == s->H && g + 1 < (size_t)s->shape.gates) next = sum + (size_t)slot[g + 1] * s->Hp;
+        product_call call = {.N = N, .K = s->R, .A = A, .ars = 1, .aks = s->ldg, .next_A = next,
                              .B = candidate ? B_candidate : B, .ldb = candidate ? ldc : ldb, .depth = 512,
                              .C = out + first * N, .ldc = N, .accumulate = accumulate};
         product_rows(&call, a, b);
@@ -62,7 +63,7 @@ static void gradients_of_layer(const backward_call *call, size_t q, int rank, cr
     layer_back *back = call->layers + q;
     const crnn_weights *grads = call->args->grads ? call->args->grads + q : NULL;
     int size = crnn_team_size(team), add = call->args->accumulate;
-    size_t lo, hi;
+    size_t lo, hi, GH = (size_t)s->shape.gates * s->H;
     if (back->h_prev && grads && grads->weight_hh) {
         crnn_share(s->steps, 1, rank, size, &lo, &hi);
         for (size_t t = lo; t < hi; t++)
@@ -75,11 +76,11 @@ static void gradients_of_layer(const backward_call *call, size_t q, int rank, cr
         const T *h_prev = back->h_prev ? back->h_prev : run->h;
         const T *candidate = s->shape.candidate.gates ? run->gates + 3 * s->Hp : NULL;
         const int *hh = s->shape.bias_hh_slot;
-        crnn_share((size_t)s->shape.gates * s->H, (size_t)tile_rows_max[4], rank, size, &lo, &hi);
-        if (grads->weight_ih && run->x)
+        while (grads->weight_ih && run->x && take_rows_of(call, q, OF_WEIGHT_IH, s->H, rank, &lo, &hi))
             weight_gradient(s, back, straight, run->input, run->x, run->ldx, NULL, 0, grads->weight_ih, add, lo, hi);
-        if (grads->weight_hh)
+        while (grads->weight_hh && take_rows_of(call, q, OF_WEIGHT_HH, s->H, rank, &lo, &hi))
             weight_gradient(s, back, hh, s->H, h_prev, s->ldh, candidate, s->ldg, grads->weight_hh, add, lo, hi);
+        crnn_share(GH, CRNN_LINE / sizeof(T), rank, size, &lo, &hi);
         bias_gradients(s, back, grads, call->bias_sum, add, lo, hi);
     }
 }
@@ -91,8 +92,8 @@ static void gradients_of_input(const backward_call *call, int rank, crnn_team *t
     size_t lo, hi, GH = (size_t)s->shape.gates * s->H, width = s->layers[0].input;
     T *out = call->args->dx;
     if (!out) return;
-    crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
     if (s->ids) {
+        crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
         for (size_t r = lo; r < hi; r++)
             for (size_t g = 0; g < (size_t)s->shape.gates; g++)
                 memcpy(out + r * GH + g * s->H, call->layers[0].sum + r * s->ldg + g * s->Hp, s->H * sizeof(T));
@@ -100,7 +101,7 @@ static void gradients_of_input(const backward_call *call, int rank, crnn_team *t
     }
     for (size_t e = 0; e < s->D; e++) {
         if (e > 0) crnn_barrier(team);
-        input_gradient(call, e, lo, hi, out, width, rank);
+        while (take_rows_of(call, e, OF_INPUT, s->R, rank, &lo, &hi)) input_gradient(call, e, lo, hi, out, width, rank);
     }
 }
 
@@ -195,6 +196,7 @@ static void lay_out_back(arena *a, backward_call *call)
     if (!s->ids && call->args->dx && s->layers[0].input > widest) widest = s->layers[0].input;
     call->ld_block = leading(widest);
     call->rooms = TAKE(a, T, (size_t)s->plan.threads * LYING_DEPTH * 4 * VW);
+    call->hands = TAKE(a, crnn_hand, s->L * s->D * OF_COUNT * (size_t)s->plan.threads);
     call->bias_sum = TAKE(a, T, (size_t)s->shape.gates * s->H);
     call->blocks = take_rows(a, (size_t)s->plan.threads * PRODUCT_ROWS, call->ld_block);
     call->reset = s->shape.candidate.gates ? take_rows(a, s->R, s->ldh) : NULL;
@@ -236,6 +238,9 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
     lay_out_back(&place, &call);
     for (size_t q = 0; q < s->L * s->D; q++) {
         layer_back *back = call.layers + q;
+        deal_rows_of(&call, q, OF_WEIGHT_IH, (size_t)s->shape.gates, s->H);
+        deal_rows_of(&call, q, OF_WEIGHT_HH, (size_t)s->shape.gates, s->H);
+        deal_rows_of(&call, q, OF_INPUT, 1, s->R);
         memset(back->dh0, 0, s->B * s->ldh * sizeof(T));
         if (back->dc0) memset(back->dc0, 0, s->B * s->ldh * sizeof(T));
         if (call.overlap) memset(back->sum, 0, s->R * s->ldg * sizeof(T));

@@ -51,7 +51,7 @@ static void window_pass(const backward_call *call, size_t j, int last_pass, int 
             size_t on = last_pass ? (row < n0 ? (rows < n0 - row ? rows : n0 - row) : 0) : rows;
             if (on)
                 product_back(s, &s->shape.recurrent, back->d + row * s->ldg, back->pack_hh, s->H, 0, s->UV, on, next, s->ldh,
-                             gru ? next : NULL, 0);
+                             gru ? next : NULL, 0, NULL);
         }
     }
     crnn_barrier(team);

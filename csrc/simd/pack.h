@@ -27,7 +27,8 @@ INLINE void transpose_block(V *v)
 #endif
 }
 
-NOINLINE void pack_transposed(T *dst, size_t ldd, const T *src, size_t lds, size_t valid, size_t K, const T *next)
+#define PACK_ARGUMENTS T *dst, size_t ldd, const T *src, size_t lds, size_t valid, size_t K, const T *next
+INLINE void pack_body(const int again, PACK_ARGUMENTS)
 {
     size_t k = 0;
     if (VW > 1)
@@ -37,8 +38,19 @@ NOINLINE void pack_transposed(T *dst, size_t ldd, const T *src, size_t lds, size
             if (next)
                 UNROLL(16) for (size_t l = 0; l < VW; l += 64 / CRNN_VBYTES) __builtin_prefetch(next + (k + l) * VW, 0, 2);
             transpose_block(v);
+            if (again) {
+                VI differ = (VI){0};
+                UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) differ |= (VI)load(dst + (k + (size_t)l) * ldd) ^ (VI)v[l];
+                if (!any_bits(differ)) continue;
+            }
             UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) store(dst + (k + (size_t)l) * ldd, v[l]);
         }
     for (; k < K; k++)
         for (size_t l = 0; l < VW; l++) dst[k * ldd + l] = l < valid ? src[l * lds + k] : 0;
 }
+
+NOINLINE void pack_transposed(PACK_ARGUMENTS) { pack_body(0, dst, ldd, src, lds, valid, K, next); }
+
+/* The same where dst probably holds that already, since the weights were the same in the last call: lines are written only if
+ * they differ. What all threads have read would have to be taken from the others' caches first. */
+NOINLINE void pack_transposed_again(PACK_ARGUMENTS) { pack_body(1, dst, ldd, src, lds, valid, K, next); }

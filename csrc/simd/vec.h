@@ -105,6 +105,20 @@ INLINE size_t leading(size_t n)
 INLINE V at_least(V x, T low) { return MAXIMUM(splat(low), x); }
 INLINE V at_most(V x, T high) { return MINIMUM(splat(high), x); }
 
+/* 1 if any bit of v is set. */
+INLINE int any_bits(VI v)
+{
+#if CRNN_VBYTES == 64
+    return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) != 0;
+#elif CRNN_VBYTES == 32
+    return !_mm256_testz_si256((__m256i)v, (__m256i)v);
+#else
+    TI bits = 0;
+    for (size_t l = 0; l < VW; l++) bits |= v[l];
+    return bits != 0;
+#endif
+}
+
 /* Half vectors, for the last columns of a product. Where a vector is 16 bytes or less there are none: the names stand for
  * whole ones, which nobody asks for. */
 #define HALVES (CRNN_VBYTES >= 32)

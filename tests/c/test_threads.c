@@ -1,7 +1,8 @@
-/* Threads that keep out of each other's way: a worker leaves the caller's processor, within what it is allowed. And what the
- * machine reaches. */
+/* Threads that keep out of each other's way: a worker leaves the caller's processor, within what it is allowed. Threads that
+ * take work from each other. And what the machine reaches. */
 #define _GNU_SOURCE
 #include "check.h"
+#include "hands.h"
 #include "internal.h"
 
 static void machine(const char *isa, crnn_dtype dtype)
@@ -15,6 +16,65 @@ static void machine(const char *isa, crnn_dtype dtype)
     CHECK(crnn_handover(2) == 0.25, "another time than was assumed");
     crnn_assume_handover(0);
     CHECK(crnn_handover(2) < 0.25, "the assumed time stays");
+}
+
+enum { RANKS = 4, ITEMS = 97 };
+
+static crnn_hand hands[RANKS];
+static atomic_int taken[ITEMS];
+
+/* What one rank takes: own items first, from the front; then others', from the back. */
+static void take_all(int size, int rank, size_t most)
+{
+    size_t lo, hi;
+    while (crnn_take(hands, size, rank, most, &lo, &hi))
+        for (size_t i = lo; i < hi; i++) atomic_fetch_add(&taken[i], 1);
+}
+
+static void check_taken(size_t items, const char *where)
+{
+    for (size_t i = 0; i < ITEMS; i++) {
+        int times = atomic_exchange(&taken[i], 0);
+        CHECK(times == (i < items), "%s: item %zu of %zu was taken %d times", where, i, items, times);
+    }
+}
+
+static void take_in_turn(void)
+{
+    static const size_t COUNTS[] = {0, 1, 3, 10, ITEMS}, MOST[] = {1, 4, CRNN_WHOLE_HAND};
+    for (size_t c = 0; c < 5; c++)
+        for (size_t m = 0; m < 3; m++)
+            for (int size = 1; size <= RANKS; size++) {
+                for (int rank = 0; rank < size; rank++) { /* one that does all of it, the others being late */
+                    crnn_deal(hands, size, COUNTS[c]);
+                    take_all(size, rank, MOST[m]);
+                    check_taken(COUNTS[c], "one rank");
+                }
+                size_t lo = 0, hi = 0, first, end;
+                crnn_deal(hands, size, COUNTS[c]);
+                crnn_share(COUNTS[c], 1, size - 1, size, &first, &end);
+                int some = crnn_take(hands, size, size - 1, MOST[m], &lo, &hi);
+                CHECK(some == (COUNTS[c] > 0), "%zu items, %d taken", COUNTS[c], some);
+                size_t all = end - first, quarter = (all + 3) / 4, count = quarter < MOST[m] ? quarter : MOST[m];
+                if (size == 1 || MOST[m] == CRNN_WHOLE_HAND) count = all;
+                CHECK(lo == first && hi == first + count, "took %zu to %zu of %zu to %zu", lo, hi, first, end);
+            }
+}
+
+static void take_at_once(void *context, int rank, crnn_team *team)
+{
+    crnn_barrier(team);
+    take_all(RANKS, rank, *(const size_t *)context);
+}
+
+static void take_together(void)
+{
+    for (int round = 0; round < 400; round++) {
+        size_t most = round % 2 ? 1 : 5;
+        crnn_deal(hands, RANKS, ITEMS);
+        crnn_parallel(2 + round % 3, 0, take_at_once, &most); /* hands of ranks that are not there are taken by the others */
+        check_taken(ITEMS, "together");
+    }
 }
 
 #if defined(__linux__)
@@ -54,6 +114,8 @@ static void *leaver(void *argument)
 int main(void)
 {
     on_every_isa(machine);
+    take_in_turn();
+    take_together();
     cpu_set_t allowed, one;
     pthread_t thread;
     pthread_create(&thread, NULL, leaver, NULL);
@@ -74,6 +136,8 @@ int main(void)
 int main(void)
 {
     on_every_isa(machine);
+    take_in_turn();
+    take_together();
     return finish("test_threads");
 }
 #endif
