@@ -380,7 +380,9 @@ int main(void)
         s.onehot = 0, s.bias = s.states = 1, s.hidden = 5, s.input = 4, s.batch = 4, s.steps = 5;
         s.layers = 3, s.directions = 1, s.masks = 1;
         run(s);
-        s.layers = 2, s.directions = 2;
+        s.directions = 2; /* three: the middle layer's two directions read what came from above before either passes it on */
+        run(s);
+        s.layers = 2;
         run(s);
         s.masks = 0, s.directions = 1, s.onehot = 1, s.bias = 0;
         run(s);
