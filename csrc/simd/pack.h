@@ -52,5 +52,6 @@ INLINE void pack_body(const int again, PACK_ARGUMENTS)
 NOINLINE void pack_transposed(PACK_ARGUMENTS) { pack_body(0, dst, ldd, src, lds, valid, K, next); }
 
 /* The same where dst probably holds that already, since the weights were the same in the last call: lines are written only if
- * they differ. What all threads have read would have to be taken from the others' caches first. */
+ * they differ. What all threads have read would have to be taken from the others' caches first. Whatever dst holds, it holds W
+ * afterwards. */
 NOINLINE void pack_transposed_again(PACK_ARGUMENTS) { pack_body(1, dst, ldd, src, lds, valid, K, next); }
