@@ -155,7 +155,7 @@ static void cell_rows(const backward_call *call, const layer_run *run, const lay
     const run_state *s = call->s;
     size_t col = u0 * VW, state = (s->B + row) * s->ldh + col, prev = before * s->ldh + col, gate = row * s->ldg + col;
     if (u1 <= u0 || rows == 0) return;
-    backward_patch patch = {.g = run->gates + gate, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
+    backward_patch patch = {.g = s->keep_gates ? run->gates + gate : NULL, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
                             .h_prev = run->h + prev, .h = run->h + state, .dh = back->dh + state,
                             .dh_prev = dh_prev ? dh_prev + col : NULL, .base = base ? base + col : NULL, .ldh = s->ldh};
     if (run->c) {

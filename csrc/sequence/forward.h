@@ -68,7 +68,7 @@ static void project_rows(const run_state *s, const layer_run *run, const T *b, s
     const size_t per_unit = (size_t)product->gates * VW * run->input;
     T *out = run->gates + gate_row * s->ldg;
     tile_column(rows, nv, halves, run->input, x + row * ldx, ldx, 1, b, (size_t)nv * VW, out, s->ldg, run->bias, 0, off,
-                fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv), s->keep);
+                fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv), s->keep_gates);
     /* The cell works on whole vectors. */
     for (size_t r = 0; r < rows && halves; r++, out += s->ldg)
         for (int j = nv - halves; j < nv; j++) memset(out + off[j] + VW / 2, 0, VW / 2 * sizeof(T));
@@ -142,7 +142,7 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
         fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * next_tile.units * VW * K, hi - i0, nv);
         for (size_t done = 0; done < hi - i0;) {
             size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]);
-            const tile_fetch fetch = fetch_share(&plan, s->keep);
+            const tile_fetch fetch = fetch_share(&plan, s->keep_gates);
             T *c = gates + done * s->ldg;
             if (K)
                 tiles[halves][nv][mr](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
@@ -219,10 +219,10 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     }
     for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
         t1 = next_chunk(s, t0);
-        size_t gate_base = s->keep ? 0 : (size_t)s->offsets[t0];
+        size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t0];
         /* Without a tape every block of steps uses the same rows of gates, and in a ragged batch a sequence's row moves
          * from block to block: nobody may begin the next block before all have left this one. */
-        if (t0 > 0 && !s->keep && !s->dense) crnn_barrier(team);
+        if (t0 > 0 && !s->keep_gates && !s->dense) crnn_barrier(team);
         project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx, rank);
         for (size_t t = t0; t < t1; t++) {
             if (lying) small_step(s, run, rec, t, gate_base, NULL, 0, i0, i1, u0, u1, 0, t & 1);

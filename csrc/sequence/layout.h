@@ -8,7 +8,7 @@ typedef struct {
     int reversed;
     T *x;              /* (R, ldx) the layer's input in the direction's row order; null when one-hot */
     size_t ldx;
-    T *gates;          /* (R, ldg) as the cell leaves them; inference: only the steps in work */
+    T *gates;          /* (R, ldg) as the cell leaves them; unless s->keep_gates: only the steps in work */
     T *h, *c;          /* (B + R, ldh): rows 0..B-1 initial state, then one row per packed row */
     T *bias;           /* (slots * Hp) what the pre-activations start from */
     T *pack_ih, *pack_hh, *pack_n; /* null: these weights are read as they lie */
@@ -35,6 +35,7 @@ typedef struct {
     T *masks;                /* (L-1, R, D*H) or null */
     int dense;               /* all sequences have T steps */
     int keep;
+    int keep_gates;          /* backward reads them */
     int small;               /* so few rows that packing the weights would cost more than it saves (small.h) */
     int zero_start;          /* no initial state was given */
     int stepping;            /* one step again and again: states stay in rows 0..B-1 of h and c */

@@ -83,7 +83,7 @@ static void small_loop(const run_state *s, const layer_run *run, const T *x, siz
 {
     const cell_product *candidate = &s->shape.candidate;
     for (size_t t = 0; t < s->steps; t++) {
-        size_t gate_base = s->keep ? 0 : (size_t)s->offsets[t], n = block_rows(s, t), hi = i1 < n ? i1 : n;
+        size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t], n = block_rows(s, t), hi = i1 < n ? i1 : n;
         int backwards = (int)(t & 1) ^ turn, meet = s->plan.forward == BY_UNITS && !(last && t + 1 == s->steps);
         for (size_t i = i0; i < hi && u0 < u1; i++) {
             size_t row = (size_t)s->offsets[t] + i;
