@@ -378,6 +378,7 @@ def in_child(layer: object, x: np.ndarray, queue: object) -> None:
     queue.put((outputs.tobytes(), back.params["weight_hh_l0"].tobytes()))
 
 
+@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # from JAX, where a neighbour imported it
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="THIS SYSTEM CANNOT FORK")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @all_cells

@@ -18,9 +18,9 @@ typedef struct {
     const T *dc;      /* gradient of c_t that comes from step t+1 (may be the same memory as dc_prev) */
     T *dc_prev;
     T *dh_prev;       /* GRU: takes the part of dh_{t-1} that does not pass a weight matrix */
-    const T *base;    /* what dh_prev held before: dh_prev itself to add, null to assign */
+    const T *base;    /* (rows, ldb) what dh_prev begins with, null: 0; may be dh_prev itself */
     const T *d_reset; /* GRU, reset before, second half: gradient of r * h_{t-1} */
-    size_t ldh, ldr;
+    size_t ldh, ldr, ldb;
 } backward_patch;
 
 #include "gru.h"

@@ -58,7 +58,7 @@ NOINLINE void gru_backward(const backward_patch *p, size_t rows, size_t vectors,
                 store(d, dn * hn * (r * ((T)1 - r)));
                 store(d + 3 * p->Hp, dn * r);
             }
-            if (p->base) direct += load(p->base + i * p->ldh + j);
+            if (p->base) direct += load(p->base + i * p->ldb + j);
             store(p->dh_prev + i * p->ldh + j, direct);
         }
 }

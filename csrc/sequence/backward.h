@@ -8,6 +8,7 @@ typedef struct {
     T *d;      /* (R, ldg) gradients of the pre-activations in work */
     T *sum;    /* (R, ldg) their sum over ranges or passes; the same memory as d where nothing overlaps */
     T *dh;     /* (B + R, ldh) gradients of the states; window: of the pass in work */
+    int lying; /* what comes from above is read where it lies; then dh is (2, B, ldh): of two steps in turn */
     T *next;   /* window: of the next pass, else null */
     T *dc;     /* LSTM: (B, ldh), the row of each sequence moves back with time; window: (B + R, ldh) */
     T *dc_next;
@@ -26,6 +27,7 @@ typedef struct {
     T *dx;       /* (R, ldx) gradient of the output of the layer below, natural row order */
     T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1} */
     size_t ldx;
+    size_t view_ld; /* of args->dy_view (even_rows) */
     crnn_hand *hands; /* per layer, gradient and thread: the rows that the thread begins with, GRADIENT_ROWS an item */
     T *rooms;    /* per thread: the last columns of a block of W_ih */
     T *bias_sum; /* (G*H) */
@@ -34,6 +36,10 @@ typedef struct {
     int overlap; /* sums apart from d */
     int64_t *bad; /* per rank: the first row of dy_view that is not finite, or -1 */
 } backward_call;
+
+/* Rows that repay asking for what they read next (RNN, one sequence: 2 % lost). */
+#define FETCH_ROWS 4
+#include "upstream.h"
 
 /* Gradients whose rows threads take as they come, since no sum crosses them. */
 enum { OF_WEIGHT_IH, OF_WEIGHT_HH, OF_INPUT, OF_COUNT };
@@ -67,38 +73,64 @@ static int take_rows_of(const backward_call *call, size_t q, int what, size_t gr
     return 1;
 }
 
-/* What the step before this one reads of the tape, in two runs of lines, while this one's tiles are at work: in this order the
- * hardware does not guess it, and on a busy machine it comes from memory. A few rows do not repay the asking (RNN, one sequence:
- * 2 % lost). */
-#define FETCH_ROWS 4
+/* What the step before this one reads, while this one's tiles are at work: in this order the hardware does not guess it, and on
+ * a busy machine it comes from memory. */
 typedef struct {
-    const char *at[2];
-    size_t lines[2]; /* still to fetch */
+    const char *at;
+    size_t lines;     /* still to fetch, */
+    size_t row, left; /* of each row and of this one, */
+    ptrdiff_t gap;    /* bytes from the last one's end to the next row */
+} fetch_run;
+typedef struct {
+    fetch_run gates, states, above;
 } step_fetch;
+
+static fetch_run fetch_rows(const void *at, size_t rows, size_t width, size_t ld)
+{
+    size_t row = tile_count(width * sizeof(T), CRNN_LINE);
+    return (fetch_run){at, rows * row, row, row, (ptrdiff_t)(ld * sizeof(T)) - (ptrdiff_t)(row * CRNN_LINE)};
+}
+
+INLINE void fetch_lines(fetch_run *run, size_t tiles_left)
+{
+    for (size_t n = tile_count(run->lines, tiles_left); n; n--, run->lines--, run->at += CRNN_LINE) {
+        if (!run->left) run->at += run->gap, run->left = run->row;
+        run->left--;
+        __builtin_prefetch(run->at, 0, 2);
+    }
+}
 
 INLINE void fetch_for_tile(step_fetch *f, size_t tiles_left)
 {
-    for (int i = 0; f && i < 2; i++)
-        for (size_t n = tile_count(f->lines[i], tiles_left); n; n--, f->lines[i]--, f->at[i] += CRNN_LINE)
-            __builtin_prefetch(f->at[i], 0, 2);
+    if (!f) return;
+    fetch_lines(&f->gates, tiles_left);
+    fetch_lines(&f->states, tiles_left);
+    fetch_lines(&f->above, tiles_left);
 }
 
-/* Step t of the sequences [i0, i1): gates and the states that their gradients need, of which RNNs have no gates. */
-static step_fetch fetch_of_step(const run_state *s, const layer_run *run, size_t t, size_t i0, size_t i1)
+/* Step t of the sequences [i0, i1), units [u0, u1): gates and the states that their gradients need, of which RNNs have no gates,
+ * and what comes from above one step earlier. Of rows of gates only whole ones. */
+static step_fetch fetch_of_step(const backward_call *call, size_t q, size_t t, size_t lo, size_t loss_lo, size_t i0, size_t i1,
+                                size_t u0, size_t u1)
 {
-    size_t n = block_rows(s, t), rows = (i1 < n ? i1 : n) - i0;
+    const run_state *s = call->s;
+    const layer_run *run = s->layers + q;
+    size_t n = block_rows(s, t), rows = (i1 < n ? i1 : n) - i0, columns = (u1 - u0) * VW;
     size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0;
     const int rnn = s->shape.slots == 1;
     const T *states = rnn ? run->h + (s->B + row) * s->ldh : (run->c ? run->c : run->h) + before * s->ldh;
-    return (step_fetch){{(const char *)(run->gates + row * s->ldg), (const char *)states},
-                        {rnn ? 0 : rows * s->ldg * sizeof(T) / CRNN_LINE, rows * s->ldh * sizeof(T) / CRNN_LINE}};
+    step_fetch f = {.states = fetch_rows(states + u0 * VW, rows, columns, s->ldh)};
+    if (!rnn && columns == s->Hp) f.gates = fetch_rows(run->gates + row * s->ldg, rows, s->ldg, s->ldg);
+    if (call->layers[q].lying && t > lo && has_upstream(call, q, t - 1, loss_lo))
+        f.above = fetch_rows(upstream_row(call, q, t - 1, i0) + u0 * VW * sizeof(T), rows, columns, upstream_ld(call, q));
+    return f;
 }
 
 /* out (rows, vectors [u0, u1) of `width` columns) = init + d W, d's gates side by side in rows of gates.
- * init null: 0, and whole vectors are written where rows have room for them. backwards: tiles from the last to the first.
- * next may be null. */
+ * No init: 0. Unless init is out, whole vectors are written where rows have room for them. backwards: tiles from the last to the
+ * first. next may be null. */
 static void product_back(const run_state *s, const cell_product *product, const T *d, const T *pack, size_t width, size_t u0,
-                         size_t u1, size_t rows, T *out, size_t ldo, const T *init, int backwards, step_fetch *next)
+                         size_t u1, size_t rows, T *out, size_t ldo, step_rows init, int backwards, step_fetch *next)
 {
     const tile_fetch far = {.far = 1};
     size_t H = s->H, K = (size_t)product->gates * H;
@@ -114,14 +146,14 @@ static void product_back(const run_state *s, const cell_product *product, const 
             T *c = out + row * ldo + u * VW;
             fetch_for_tile(next, left--);
             for (int g = 0; g < product->gates; g++) {
-                const T *from = g ? c : init ? init + row * ldo + u * VW : NULL;
+                const T *from = g ? c : init.at ? init.at + row * init.ld + (u - u0) * VW : NULL;
                 tiles[half][units][mr](H, d + row * s->ldg + (size_t)product->slot[g] * s->Hp, s->ldg, 1,
-                                       b + (size_t)g * H * units * VW, units * VW, c, ldo, from, ldo, contiguous_off,
-                                       g ? NULL : &far);
+                                       b + (size_t)g * H * units * VW, units * VW, c, ldo, from, g ? ldo : init.ld,
+                                       contiguous_off, g ? NULL : &far);
             }
             row += mr;
         }
-        if (!half || init || ldo < u1 * VW) continue;
+        if (!half || init.at == out + u0 * VW || ldo < u1 * VW) continue;
         for (size_t row = 0; row < rows; row++) memset(out + row * ldo + u1 * VW - VW / 2, 0, VW / 2 * sizeof(T));
     }
 }
@@ -148,16 +180,17 @@ static void product_lying(const cell_product *product, size_t H, size_t Hp, cons
     }
 }
 
-/* Cell backward of `rows` rows that start at packed row `row`, units [u0, u1). dc: their rows in the dc buffers. */
+/* Cell backward of `rows` rows that start at packed row `row`, units [u0, u1). dh, dc: their rows in these buffers; base: from
+ * unit u0 on. */
 static void cell_rows(const backward_call *call, const layer_run *run, const layer_back *back, size_t row, size_t before,
-                      size_t rows, size_t u0, size_t u1, const T *dc, T *dc_prev, T *dh_prev, const T *base)
+                      size_t rows, size_t u0, size_t u1, const T *dh, const T *dc, T *dc_prev, T *dh_prev, step_rows base)
 {
     const run_state *s = call->s;
     size_t col = u0 * VW, state = (s->B + row) * s->ldh + col, prev = before * s->ldh + col, gate = row * s->ldg + col;
     if (u1 <= u0 || rows == 0) return;
     backward_patch patch = {.g = s->keep_gates ? run->gates + gate : NULL, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
-                            .h_prev = run->h + prev, .h = run->h + state, .dh = back->dh + state,
-                            .dh_prev = dh_prev ? dh_prev + col : NULL, .base = base ? base + col : NULL, .ldh = s->ldh};
+                            .h_prev = run->h + prev, .h = run->h + state, .dh = dh + col,
+                            .dh_prev = dh_prev ? dh_prev + col : NULL, .base = base.at, .ldb = base.ld, .ldh = s->ldh};
     if (run->c) {
         patch.c = run->c + state;
         patch.c_prev = run->c + prev;
@@ -175,15 +208,23 @@ static void reset_rows(const backward_call *call, const layer_run *run, const la
     size_t col = u0 * VW, prev = before * s->ldh + col, gate = row * s->ldg + col;
     if (u1 <= u0 || rows == 0) return;
     T *reset = call->reset + row * s->ldh;
-    product_back(s, &s->shape.candidate, back->d + row * s->ldg, back->pack_n, s->H, u0, u1, rows, reset, s->ldh, NULL, 0, NULL);
+    product_back(s, &s->shape.candidate, back->d + row * s->ldg, back->pack_n, s->H, u0, u1, rows, reset, s->ldh,
+                 (step_rows){0}, 0, NULL);
     backward_patch patch = {.g = run->gates + gate, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
                             .h_prev = run->h + prev, .dh_prev = dh_prev + col, .d_reset = reset + col, .ldh = s->ldh,
                             .ldr = s->ldh};
     gru_before_reset(&patch, rows, u1 - u0);
 }
 
+/* Rows of dh for step t, one per sequence. t = -1: of the initial state. */
+static T *dh_of_step(const backward_call *call, size_t q, size_t t)
+{
+    const run_state *s = call->s;
+    return call->layers[q].dh + (call->layers[q].lying ? (t & 1) * s->B : state_row_before(s, t + 1)) * s->ldh;
+}
+
 /* Steps hi-1 .. lo of one layer. The state that enters step lo is a constant unless lo is 0. */
-static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi, int rank, crnn_team *team)
+static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi, size_t loss_lo, int rank, crnn_team *team)
 {
     const run_state *s = call->s;
     const layer_run *run = s->layers + q;
@@ -194,11 +235,17 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
     for (size_t t = hi; t-- > lo;) {
         size_t n = block_rows(s, t), end = i1 < n ? i1 : n, rows = end > i0 ? end - i0 : 0;
         size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0;
-        int cut = t == lo && lo > 0;
-        T *dc = back->dc ? back->dc + i0 * s->ldh : NULL, *dh_prev = back->dh + before * s->ldh;
-        /* At a cut, what would pass on to the state before is written to rows nobody reads afterwards: the range
-         * below fills them anew. */
-        cell_rows(call, run, back, row, before, rows, u0, u1, dc, dc, dh_prev, dh_prev);
+        int cut = t == lo && lo > 0; /* what would pass on is written to rows that the range below fills anew */
+        T *dh = dh_of_step(call, q, t), *dh_prev = dh_of_step(call, q, t - 1) + i0 * s->ldh;
+        T *dc = back->dc ? back->dc + i0 * s->ldh : NULL;
+        step_rows own = {dh_prev + u0 * VW, s->ldh}, above = own;
+        if (back->lying) {
+            size_t running = t + 1 < hi ? block_rows(s, t + 1) : 0; /* rows to which step t + 1 has passed something on */
+            for (size_t i = running > i0 ? running : i0; i < end; i++)
+                start_row(call, q, t, loss_lo, i, u0, u1, dh + i * s->ldh, rank);
+            above = t > lo ? upstream_of_step(call, q, t - 1, loss_lo, i0, end, u0, u1, rank) : (step_rows){0};
+        }
+        cell_rows(call, run, back, row, before, rows, u0, u1, dh + i0 * s->ldh, dc, dc, dh_prev, above);
         if (s->plan.backward == BY_UNITS) crnn_barrier(team);
         if (s->shape.candidate.gates) {
             reset_rows(call, run, back, row, before, rows, u0, u1, dh_prev);
@@ -210,9 +257,9 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
             continue;
         }
         step_fetch next = {0};
-        if (t > lo && rows >= FETCH_ROWS && s->plan.backward != BY_UNITS) next = fetch_of_step(s, run, t - 1, i0, i1);
+        if (t > lo && rows >= FETCH_ROWS) next = fetch_of_step(call, q, t - 1, lo, loss_lo, i0, i1, u0, u1);
         product_back(s, &s->shape.recurrent, back->d + row * s->ldg, back->pack_hh, s->H, u0, u1, rows, dh_prev, s->ldh,
-                     dh_prev, t & 1, &next);
+                     is_gru(s) ? own : above, t & 1, &next);
     }
 }
 
@@ -226,7 +273,7 @@ static void input_rows(const backward_call *call, size_t q, size_t row, size_t r
     size_t width = s->layers[q].input;
     if (back->pack_ih) {
         product_back(s, &s->shape.input, back->d + row * s->ldg, back->pack_ih, width, 0, tile_count(width, VW), rows, out,
-                     ldo, NULL, 0, NULL);
+                     ldo, (step_rows){0}, 0, NULL);
         return;
     }
     for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
@@ -263,55 +310,15 @@ static void input_gradient(const backward_call *call, size_t q, size_t lo, size_
     }
 }
 
-/* Upstream gradient of packed row r (natural order) of layer l, direction e, as it enters that direction's dh row. */
-static void fill_upstream(const backward_call *call, size_t l, size_t e, size_t lo, size_t hi, size_t loss_lo, int add,
-                          int rank)
+/* Gradients of the final cell states enter at each sequence's last step, if that step's losses belong to [loss_lo, hi). */
+static void fill_final_cell(const backward_call *call, size_t q, size_t loss_lo, size_t hi)
 {
     const run_state *s = call->s;
-    size_t H = s->H, t = 0;
-    const layer_run *run = s->layers + l * s->D + e;
-    layer_back *back = call->layers + l * s->D + e;
-    int top = l + 1 == s->L;
-    size_t loss_row = (size_t)s->offsets[loss_lo];
-    const crnn_view *view = top && call->args->dy_view.sequences ? &call->args->dy_view : NULL;
-    if (view && lo < hi) t = step_of(s, lo);
-    for (size_t r = lo; r < hi; r++) {
-        T *dh = back->dh + (s->B + r) * s->ldh;
-        size_t row = flipped(s, run->reversed, r);
-        if (view && r == (size_t)s->offsets[t + 1]) t++;
-        if (!add) memset(dh, 0, s->ldh * sizeof(T));
-        if (top) { /* nothing to add to: the top layer is filled once */
-            if ((!call->args->dy && !view) || r < loss_row) continue;
-            const char *dy = (const char *)call->args->dy + row * s->D * H * sizeof(T);
-            if (view) dy = view_row(s, view, run->reversed, t, r - (size_t)s->offsets[t]);
-            memcpy(dh, dy + e * H * sizeof(T), H * sizeof(T));
-            if (view && !kernel_all_finite(dh, H)) note_bad(call->bad + rank, row);
-        } else {
-            const T *dx = call->dx + row * call->ldx + e * H;
-            const T *mask = s->masks ? s->masks + (l * s->R + row) * s->D * H + e * H : NULL;
-            for (size_t k = 0; k < H; k++) dh[k] += mask ? dx[k] * mask[k] : dx[k];
-        }
-    }
-}
-
-/* Gradients of the final states enter at each sequence's last step, if that step's losses belong to [loss_lo, hi). */
-static void fill_final(const backward_call *call, size_t q, size_t loss_lo, size_t hi, int window)
-{
-    const run_state *s = call->s;
-    layer_back *back = call->layers + q;
-    const T *dh_n = call->args->dh_n, *dc_n = call->args->dc_n;
-    for (size_t i = 0; i < s->B; i++) {
-        size_t length = s->length[i];
-        int here = length > loss_lo && length <= hi;
-        if (dh_n && here) {
-            T *dh = back->dh + last_state_row(s, i) * s->ldh;
-            for (size_t k = 0; k < s->H; k++) dh[k] += dh_n[(q * s->B + i) * s->H + k];
-        }
-        if (!back->dc) continue;
-        T *dc = back->dc + (window ? last_state_row(s, i) : i) * s->ldh;
-        if (!window) memset(dc, 0, s->ldh * sizeof(T));
-        if (dc_n && here)
-            for (size_t k = 0; k < s->H; k++) dc[k] += dc_n[(q * s->B + i) * s->H + k];
+    T *dc = call->layers[q].dc;
+    const T *dc_n = call->args->dc_n ? (const T *)call->args->dc_n + q * s->B * s->H : NULL;
+    for (size_t i = 0; dc && i < s->B; i++) {
+        memset(dc + i * s->ldh, 0, s->ldh * sizeof(T));
+        if (dc_n && s->length[i] > loss_lo && s->length[i] <= hi) memcpy(dc + i * s->ldh, dc_n + i * s->H, s->H * sizeof(T));
     }
 }
 
@@ -320,35 +327,45 @@ static void add_rows_to(T *dst, const T *src, size_t rows, size_t ld)
     for (size_t k = 0; k < rows * ld; k++) dst[k] += src[k];
 }
 
+/* Packed rows [lo, hi) of dh, before the loop: of both directions, since the first one's input gradient takes the place of what
+ * the second one reads here. */
+static void start_rows(const backward_call *call, size_t q, size_t loss_lo, size_t lo, size_t hi, int rank)
+{
+    const run_state *s = call->s;
+    const layer_back *back = call->layers + q;
+    if (back->lying || lo >= hi) return;
+    for (size_t r = lo, t = step_of(s, lo); r < hi; r++) {
+        while (r >= (size_t)s->offsets[t + 1]) t++;
+        start_row(call, q, t, loss_lo, r - (size_t)s->offsets[t], 0, s->UV, back->dh + (s->B + r) * s->ldh, rank);
+    }
+}
+
 /* One range of steps through all layers, losses from step loss_lo on. */
 static void range_backward(const backward_call *call, size_t lo, size_t hi, size_t loss_lo, int rank, crnn_team *team)
 {
     const run_state *s = call->s;
     size_t r0, r1, first = (size_t)s->offsets[lo], last = (size_t)s->offsets[hi];
-    int size = crnn_team_size(team);
-    crnn_share(last - first, 1, rank, size, &r0, &r1);
+    crnn_share(last - first, 1, rank, crnn_team_size(team), &r0, &r1);
     r0 += first, r1 += first;
     for (size_t l = s->L; l-- > 0;) {
-        for (size_t e = 0; e < s->D; e++) fill_upstream(call, l, e, r0, r1, loss_lo, 0, rank);
-        crnn_barrier(team);
-        for (size_t e = 0; e < s->D; e++) {
-            size_t q = l * s->D + e;
+        for (size_t q = l * s->D; q < (l + 1) * s->D; q++) start_rows(call, q, loss_lo, r0, r1, rank);
+        for (size_t q = l * s->D; q < (l + 1) * s->D; q++) {
             layer_back *back = call->layers + q;
+            size_t a, b;
             if (rank == 0) {
-                fill_final(call, q, loss_lo, hi, 0);
-                if (lo == 0) memset(back->dh, 0, s->B * s->ldh * sizeof(T));
+                fill_final_cell(call, q, loss_lo, hi);
+                if (lo == 0) memset(dh_of_step(call, q, (size_t)-1), 0, s->B * s->ldh * sizeof(T));
                 if (l > 0) deal_rows_of(call, q, OF_INPUT, 1, last - first);
             }
             crnn_barrier(team);
-            time_loop(call, q, lo, hi, rank, team);
+            time_loop(call, q, lo, hi, loss_lo, rank, team);
             crnn_barrier(team);
             if (rank == 0 && lo == 0) {
                 size_t n = block_rows(s, 0);
-                add_rows_to(back->dh0, back->dh, n, s->ldh);
+                add_rows_to(back->dh0, dh_of_step(call, q, (size_t)-1), n, s->ldh);
                 if (back->dc) add_rows_to(back->dc0, back->dc, n, s->ldh);
             }
             if (call->overlap) add_rows_to(back->sum + r0 * s->ldg, back->d + r0 * s->ldg, r1 - r0, s->ldg);
-            size_t a, b;
             while (l > 0 && take_rows_of(call, q, OF_INPUT, last - first, rank, &a, &b))
                 input_gradient(call, q, first + a, first + b, call->dx, call->ldx, rank);
             crnn_barrier(team);

@@ -206,7 +206,8 @@ static void lay_out_back(arena *a, backward_call *call)
         size_t states = s->B + s->R;
         back->d = take_rows(a, s->R, s->ldg);
         back->sum = call->overlap ? take_rows(a, s->R, s->ldg) : back->d;
-        back->dh = take_rows(a, states, s->ldh);
+        back->lying = !window && upstream_lies(call, q);
+        back->dh = take_rows(a, back->lying ? 2 * s->B : states, s->ldh);
         back->next = window ? take_rows(a, states, s->ldh) : NULL;
         back->dc = lstm ? take_rows(a, window ? states : s->B, s->ldh) : NULL;
         back->dc_next = lstm && window ? take_rows(a, states, s->ldh) : NULL;
@@ -228,6 +229,7 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
     int64_t bad[CRNN_MAX_THREADS];
     backward_call call = {.s = s, .stack = stack, .args = args, .bad = bad};
     for (int i = 0; i < CRNN_MAX_THREADS; i++) bad[i] = -1;
+    call.view_ld = even_rows(&args->dy_view, s->B);
     call.overlap = args->truncation == CRNN_WINDOW || (args->truncation == CRNN_CHUNK && args->k2 > args->k1);
     arena measure = {0};
     lay_out_back(&measure, &call);

@@ -4,7 +4,7 @@
 
 typedef struct {
     crnn_cell cell;
-    int reset_after, z_state, onehot, bias, masks, states;
+    int reset_after, z_state, onehot, bias, masks, states, dense;
     size_t input, hidden, layers, directions, batch, steps;
 } shape;
 
@@ -30,12 +30,12 @@ static size_t gate_rows(void) { return gates_of(now.cell) * now.hidden; }
 static size_t state_size(void) { return now.layers * now.directions * now.batch * now.hidden; }
 static size_t scheme_count(void) { return now.directions == 2 ? 1 : SCHEME_COUNT; }
 
-/* Lengths fall from `steps` to 0 or 1; the last sequence is empty where the batch has three or more. */
+/* Lengths fall from `steps` to 0 or 1, unless dense; the last sequence is empty where the batch has three or more. */
 static void make_case(void)
 {
     size_t *lengths = allocate(now.batch * sizeof *lengths);
-    for (size_t b = 0; b < now.batch; b++) lengths[b] = now.steps - now.steps * b / now.batch;
-    if (now.batch >= 3) lengths[now.batch - 1] = 0;
+    for (size_t b = 0; b < now.batch; b++) lengths[b] = now.dense ? now.steps : now.steps - now.steps * b / now.batch;
+    if (now.batch >= 3 && !now.dense) lengths[now.batch - 1] = 0;
     int64_t *offsets = allocate((now.steps + 1) * sizeof *offsets);
     offsets[0] = 0;
     for (size_t t = 0; t < now.steps; t++) {
@@ -227,14 +227,18 @@ static void check_same_gradients(crnn_dtype dtype, const backward_call *a, const
         check_same_bits(a->grads[at].weight_hh, b->grads[at].weight_hh, GH * now.hidden * e, "d weight_hh", where);
 }
 
-/* Packed values as sequences of their own, three elements between their steps that nobody may look at. */
-static void **scattered(crnn_dtype dtype, const double *values, size_t width, ptrdiff_t *step)
+/* Packed values as sequences, three elements between their steps that nobody may look at: each on its own, or all evenly spaced
+ * in one block. */
+static void **scattered(crnn_dtype dtype, const double *values, size_t width, int evenly, ptrdiff_t *step)
 {
     void **starts = allocate(now.batch * sizeof *starts);
     *step = (ptrdiff_t)((width + 3) * element(dtype));
+    const size_t apart = now.steps * (width + 3) + 1;
+    char *block = evenly ? buffer(dtype, now.batch * apart) : NULL;
+    for (size_t e = 0; evenly && e < now.batch * apart; e++) put(dtype, block, e, NAN);
     for (size_t i = 0; i < now.batch; i++) {
         size_t n = net.lengths[i], size = n ? n * (width + 3) - 3 : 0;
-        starts[i] = buffer(dtype, size);
+        starts[i] = evenly ? block + i * apart * element(dtype) : buffer(dtype, size);
         for (size_t e = 0; e < size; e++) put(dtype, starts[i], e, NAN);
         for (size_t t = 0; t < n; t++)
             for (size_t k = 0; k < width; k++)
@@ -257,7 +261,7 @@ static void test_views(const problem *packed, const void *y, const backward_call
     void **xs = NULL, **dys = NULL;
     if (!now.onehot) {
         p.forward.x = NULL;
-        p.forward.x_view.sequences = xs = scattered(dtype, net.x, now.input, &p.forward.x_view.step);
+        p.forward.x_view.sequences = xs = scattered(dtype, net.x, now.input, 0, &p.forward.x_view.step);
     }
     new_forward_outputs(&p);
     crnn_forward(&p.stack, &p.batch, &p.forward, NULL);
@@ -266,10 +270,11 @@ static void test_views(const problem *packed, const void *y, const backward_call
     new_forward_outputs(&p);
     crnn_forward(&p.stack, &p.batch, &p.forward, &tape);
     check_same_bits(p.forward.y, y, rows_of(&net) * y_width * element(dtype), "y of sequences", where);
-    for (size_t s = 0; s < scheme_count(); s++) {
+    for (size_t n = 0; n < 2 * scheme_count(); n++) {
+        const size_t s = n / 2;
         backward_call call = new_backward(dtype, &SCHEMES[s]);
         call.args.dy = NULL, call.args.bad = &bad;
-        call.args.dy_view.sequences = dys = scattered(dtype, dy, y_width, &call.args.dy_view.step);
+        call.args.dy_view.sequences = dys = scattered(dtype, dy, y_width, n % 2, &call.args.dy_view.step);
         bad = 77;
         crnn_backward(&p.stack, &p.batch, tape, &call.args);
         CHECK(bad == -1, "%s: finite gradients, but row %lld is named", where, (long long)bad);
@@ -348,8 +353,8 @@ static void test_case(const char *isa, crnn_dtype dtype)
 static void run(shape s)
 {
     now = s;
-    snprintf(label, sizeof label, "cell %d (%d%d) onehot %d bias %d masks %d states %d, %zu->%zu x%zu x%zu, B %zu T %zu",
-             (int)s.cell, s.reset_after, s.z_state, s.onehot, s.bias, s.masks, s.states, s.input, s.hidden, s.layers,
+    snprintf(label, sizeof label, "cell %d (%d%d) onehot %d bias %d masks %d states %d dense %d, %zu->%zu x%zu x%zu, B %zu T %zu",
+             (int)s.cell, s.reset_after, s.z_state, s.onehot, s.bias, s.masks, s.states, s.dense, s.input, s.hidden, s.layers,
              s.directions, s.batch, s.steps);
     make_case();
     misaligned = (int)(random_bits() >> 63);
@@ -391,6 +396,24 @@ int main(void)
         run(s);
         s.layers = 2, s.batch = 14;
         run(s);
+        /* Sequences of one length, whose upstream gradients are read where they lie: whole and half vectors, both directions. */
+        s.dense = 1, s.states = c % 2;
+        static const size_t UNITS[] = {16, 24, 32, 8};
+        for (size_t i = 0; i < sizeof UNITS / sizeof *UNITS; i++) {
+            s.hidden = UNITS[i], s.batch = 9 + 5 * i, s.steps = 3 + i, s.layers = 1 + i % 2, s.directions = 1 + i / 2;
+            run(s);
+        }
+        s.layers = 3, s.directions = 1;
+        run(s);
+        if (c == 0) { /* more rows than an RNN has gates for at a time */
+            s.layers = 1, s.hidden = 528, s.batch = 9, s.steps = 15;
+            run(s);
+            s.batch = 24, s.steps = 6;
+            run(s);
+        }
+        s.dense = 0, s.states = 1, s.layers = 1, s.directions = 2, s.hidden = 16, s.batch = 14, s.steps = 4;
+        run(s); /* ragged: in the reversed direction they do not lie evenly */
+        s.layers = 2, s.directions = 1;
         if (c != 0 && c != 3 && c != 4 && c != 7) continue;
         /* The same on cores without a common cache. */
         crnn_assume_handover(far);
