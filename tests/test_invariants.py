@@ -291,10 +291,29 @@ def strided(array: np.ndarray) -> np.ndarray:
     return view
 
 
+def spaced(array: np.ndarray) -> np.ndarray:
+    view = np.full((*array.shape[:-1], array.shape[-1] + 3), np.nan, array.dtype)[..., :-3]
+    view[...] = array
+    return view
+
+
+def backwards(array: np.ndarray) -> np.ndarray:
+    return array[:, ::-1].copy()[:, ::-1]
+
+
+def time_major(array: np.ndarray) -> np.ndarray:
+    return np.swapaxes(np.swapaxes(array, 0, 1).copy(), 0, 1)
+
+
 @all_cells
-@pytest.mark.parametrize("change", [misaligned, read_only, strided, np.asfortranarray], ids=lambda f: f.__name__)
-def test_unusual_arrays_give_the_same(kind, change):
-    case = Case(kind, 5, 17, (4, 4, 4), dtype="float32")
+@pytest.mark.parametrize("batch", [3, 9])
+@pytest.mark.parametrize(
+    "change",
+    [misaligned, read_only, strided, spaced, backwards, time_major, np.asfortranarray],
+    ids=lambda f: f.__name__,
+)
+def test_unusual_arrays_give_the_same(kind, change, batch):
+    case = Case(kind, 5, 17, (4,) * batch, dtype="float32")
     p = grid.problem_of(case)
     x, d_y = np.stack(p.xs), np.stack(p.d_outputs)
     layer = grid.layer_of(case, p.params)
@@ -304,6 +323,17 @@ def test_unusual_arrays_give_the_same(kind, change):
         return results_of(run, run.backward(f(d_y), grid.public(tuple(f(part) for part in p.d_state))))
 
     grid.identical(results(np.ascontiguousarray), results(change))
+
+
+@all_cells
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_gradient_may_be_the_same_memory_for_all_steps_or_sequences(kind, axis):
+    case = Case(kind, 5, 17, (4,) * 9, dtype="float32")
+    p = grid.problem_of(case)
+    one = np.stack(p.d_outputs).take([0], axis)
+    run = grid.layer_of(case, p.params).forward(np.stack(p.xs), grid.public(p.state))
+    repeated = np.broadcast_to(one, (9, 4, 17))
+    grid.identical(results_of(run, run.backward(repeated.copy())), results_of(run, run.backward(repeated)))
 
 
 @all_cells

@@ -66,13 +66,24 @@ static size_t upstream_ld(const backward_call *call, size_t q)
     return call->args->dy_view.sequences ? call->view_ld : s->D * s->H;
 }
 
-/* Is it read where it lies, step by step, or copied before the loop into dh, which then has a row for every step? A GRU's cell
- * reads it in whole vectors, otherwise a product does, in half ones too. Few rows repay the copying, which brings them near. */
+/* Kernels read rows to the end of a vector (a GRU's cell) or of half a one (products). May they, although another row or the
+ * caller's own data begins before? What they take from there ends up in columns that nobody reads. Every row that is read has
+ * one of its sequence, one step later, behind it: the last ones are copied (time_loop). */
+static int rows_overlap(const backward_call *call, size_t q)
+{
+    const run_state *s = call->s;
+    const crnn_view *view = &call->args->dy_view;
+    if (s->layers[q].reversed || s->H < VW) return 0;
+    return !is_top(s, q) || !view->sequences || view->step >= (ptrdiff_t)(s->H * sizeof(T));
+}
+
+/* Is it read where it lies, step by step, or copied before the loop into dh, which then has a row for every step? Few rows repay
+ * the copying, which brings them near. */
 static int upstream_lies(const backward_call *call, size_t q)
 {
     const run_state *s = call->s;
     const size_t unit = HALVES && !is_gru(s) ? VW / 2 : VW;
-    return upstream_ld(call, q) && s->H % unit == 0 && s->B >= 2 * FETCH_ROWS;
+    return s->B >= 2 * FETCH_ROWS && upstream_ld(call, q) && (s->H % unit == 0 || rows_overlap(call, q));
 }
 
 /* Row of step t of sequence i begins with what does not come through the recurrent product. Units [u0, u1). */

@@ -396,11 +396,12 @@ int main(void)
         run(s);
         s.layers = 2, s.batch = 14;
         run(s);
-        /* Sequences of one length, whose upstream gradients are read where they lie: whole and half vectors, both directions. */
+        /* Sequences of one length, whose upstream gradients are read where they lie: whole vectors, half ones and others, both
+         * directions. */
         s.dense = 1, s.states = c % 2;
-        static const size_t UNITS[] = {16, 24, 32, 8};
+        static const size_t UNITS[] = {16, 24, 32, 35, 21, 3};
         for (size_t i = 0; i < sizeof UNITS / sizeof *UNITS; i++) {
-            s.hidden = UNITS[i], s.batch = 9 + 5 * i, s.steps = 3 + i, s.layers = 1 + i % 2, s.directions = 1 + i / 2;
+            s.hidden = UNITS[i], s.batch = 9 + 3 * i, s.steps = 3 + i % 3, s.layers = 1 + i % 2, s.directions = 1 + i / 2 % 2;
             run(s);
         }
         s.layers = 3, s.directions = 1;
