@@ -228,10 +228,12 @@ static void check_same_gradients(crnn_dtype dtype, const backward_call *a, const
 }
 
 /* Packed values as sequences, three elements between their steps that nobody may look at: each on its own, or all evenly spaced
- * in one block. */
-static void **scattered(crnn_dtype dtype, const double *values, size_t width, int evenly, ptrdiff_t *step)
+ * in one block, whose steps may lie backwards. */
+typedef enum { APART, EVENLY, EVENLY_BACKWARDS } spacing;
+static void **scattered(crnn_dtype dtype, const double *values, size_t width, spacing evenly, ptrdiff_t *step)
 {
     void **starts = allocate(now.batch * sizeof *starts);
+    const int backwards = evenly == EVENLY_BACKWARDS;
     *step = (ptrdiff_t)((width + 3) * element(dtype));
     const size_t apart = now.steps * (width + 3) + 1;
     char *block = evenly ? buffer(dtype, now.batch * apart) : NULL;
@@ -242,8 +244,11 @@ static void **scattered(crnn_dtype dtype, const double *values, size_t width, in
         for (size_t e = 0; e < size; e++) put(dtype, starts[i], e, NAN);
         for (size_t t = 0; t < n; t++)
             for (size_t k = 0; k < width; k++)
-                put(dtype, starts[i], t * (width + 3) + k, values[((size_t)net.offsets[t] + i) * width + k]);
+                put(dtype, starts[i], (backwards ? n - 1 - t : t) * (width + 3) + k,
+                    values[((size_t)net.offsets[t] + i) * width + k]);
+        if (backwards && n) starts[i] = (char *)starts[i] + (ptrdiff_t)(n - 1) * *step;
     }
+    if (backwards) *step = -*step;
     return starts;
 }
 
@@ -261,7 +266,7 @@ static void test_views(const problem *packed, const void *y, const backward_call
     void **xs = NULL, **dys = NULL;
     if (!now.onehot) {
         p.forward.x = NULL;
-        p.forward.x_view.sequences = xs = scattered(dtype, net.x, now.input, 0, &p.forward.x_view.step);
+        p.forward.x_view.sequences = xs = scattered(dtype, net.x, now.input, APART, &p.forward.x_view.step);
     }
     new_forward_outputs(&p);
     crnn_forward(&p.stack, &p.batch, &p.forward, NULL);
@@ -270,11 +275,13 @@ static void test_views(const problem *packed, const void *y, const backward_call
     new_forward_outputs(&p);
     crnn_forward(&p.stack, &p.batch, &p.forward, &tape);
     check_same_bits(p.forward.y, y, rows_of(&net) * y_width * element(dtype), "y of sequences", where);
-    for (size_t n = 0; n < 2 * scheme_count(); n++) {
-        const size_t s = n / 2;
+    const size_t last = 2 * scheme_count();
+    for (size_t n = 0; n <= last; n++) {
+        const size_t s = n == last ? 0 : n / 2;
+        const spacing evenly = n == last ? EVENLY_BACKWARDS : n % 2 ? EVENLY : APART;
         backward_call call = new_backward(dtype, &SCHEMES[s]);
         call.args.dy = NULL, call.args.bad = &bad;
-        call.args.dy_view.sequences = dys = scattered(dtype, dy, y_width, n % 2, &call.args.dy_view.step);
+        call.args.dy_view.sequences = dys = scattered(dtype, dy, y_width, evenly, &call.args.dy_view.step);
         bad = 77;
         crnn_backward(&p.stack, &p.batch, tape, &call.args);
         CHECK(bad == -1, "%s: finite gradients, but row %lld is named", where, (long long)bad);
