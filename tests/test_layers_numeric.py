@@ -78,12 +78,18 @@ def sampled_grid(count: int) -> list[Case]:
 
 
 def wide_grid() -> list[Case]:
-    """One sequence with more than 1 MB of recurrent weights; few rows, and more than its shortcuts are for."""
+    """More than 1 MB of recurrent weights: one sequence, few rows and more than shortcuts are for; a few sequences."""
     wide = {"rnn_tanh": 520, "lstm": 262, "gru": 300, "gru_after": 304}
     return [
-        Case(kind, width, hidden, (rows,), dtype="float32", scheme=("full",) if rows > 60 else ("window", 2))
+        Case(kind, width, hidden, lengths, dtype="float32", scheme=scheme)
         for kind, hidden in wide.items()
-        for rows, width in ((3, 260), (130, 270))
+        for lengths, width, scheme in (
+            ((3,), 260, ("window", 2)),
+            ((170,), 270, ("full",)),
+            ((5, 4, 0, 3), 530, ("chunk", 2, 3)),
+            ((12, 9, 9), 260, ("full",)),
+            ((28, 20, 20), 260, ("full",)),
+        )
     ]
 
 

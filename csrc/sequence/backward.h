@@ -161,7 +161,7 @@ static void product_back(const run_state *s, const cell_product *product, const 
 /* The same for one row and W as it lies, added to what is in out: a few of W's rows at a time, along their whole length.
  * Only for rows of whole vectors: others, which begin anywhere, cross cache lines all along and are better packed. */
 #define LYING_ROWS 8
-static int recurrent_lies(const run_state *s) { return one_wide_sequence(s) && s->H % 16 == 0; }
+static int recurrent_lies_back(const run_state *s) { return one_wide_sequence(s) && s->H % 16 == 0; }
 
 static void product_lying(const cell_product *product, size_t H, size_t Hp, const T *d, const T *W, size_t u0, size_t u1,
                           T *out, int backwards)

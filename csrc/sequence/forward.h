@@ -59,6 +59,23 @@ static void project_onehot(const run_state *s, const layer_run *run, const T *st
     }
 }
 
+/* What every pre-activation starts from: b_ih + b_hh, but GRU with reset after keeps b_hn apart. A row of slots, of which
+ * the units [u0, u1) are written. */
+static void start_gates(const run_state *s, const layer_run *run, T *out, size_t u0, size_t u1)
+{
+    size_t first = u0 * VW, last = u1 * VW < s->H ? u1 * VW : s->H;
+    for (int slot = 0; slot < s->shape.slots; slot++) memset(out + (size_t)slot * s->Hp + first, 0, (u1 - u0) * VW * sizeof(T));
+    for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
+        T *ih = out + g * s->Hp, *hh = out + (size_t)s->shape.bias_hh_slot[g] * s->Hp;
+        if (run->bih)
+            for (size_t k = first; k < last; k++) ih[k] += run->bih[g * s->H + k];
+        if (run->bhh)
+            for (size_t k = first; k < last; k++) hh[k] += run->bhh[g * s->H + k];
+    }
+}
+
+#include "small.h"
+
 static void project_rows(const run_state *s, const layer_run *run, const T *b, size_t row, size_t gate_row, size_t rows,
                          size_t u, size_t units, size_t next_units, const T *x, size_t ldx)
 {
@@ -96,7 +113,12 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
     size_t first = (size_t)s->offsets[t0], rows = (size_t)s->offsets[t1] - first;
     int whole = i0 == 0 && i1 == s->B, tiled = run->pack_ih != NULL, rooms = tiled && input_in_rooms(s);
     size_t gates = (size_t)s->shape.input.gates, most = tiled ? s->shape.input.units : u1 - u0;
-    size_t count = u1 > u0 ? tile_count(u1 - u0, most) : 0;
+    size_t count = u1 > u0 && !run->lying ? tile_count(u1 - u0, most) : 0;
+    for (size_t t = t0, stop = whole ? t0 + 1 : t1; run->lying && t < stop; t++) {
+        size_t n = whole ? rows : block_rows(s, t), lo = i0 < n ? i0 : n, hi = whole || i1 > n ? n : i1;
+        size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
+        project_lying(s, run, row, row - gate_base, hi - lo, u0, u1, x, ldx);
+    }
     for (size_t n_tile = 0; n_tile < count; n_tile++) {
         unit_tile tile = nth_tile(u0, u1, most, n_tile, 0);
         size_t u = tile.u, units = tile.units, stop = whole ? t0 + 1 : t1;
@@ -170,23 +192,6 @@ static void pack_weights(const run_state *s, const cell_product *product, const 
     range.again = !s->keep; /* training updates its weights between two calls, inference does not */
     pack_forward(product, s->H, W, K, K, dst, range);
 }
-
-/* What every pre-activation starts from: b_ih + b_hh, but GRU with reset after keeps b_hn apart. A row of slots, of which
- * the units [u0, u1) are written. */
-static void start_gates(const run_state *s, const layer_run *run, T *out, size_t u0, size_t u1)
-{
-    size_t first = u0 * VW, last = u1 * VW < s->H ? u1 * VW : s->H;
-    for (int slot = 0; slot < s->shape.slots; slot++) memset(out + (size_t)slot * s->Hp + first, 0, (u1 - u0) * VW * sizeof(T));
-    for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
-        T *ih = out + g * s->Hp, *hh = out + (size_t)s->shape.bias_hh_slot[g] * s->Hp;
-        if (run->bih)
-            for (size_t k = first; k < last; k++) ih[k] += run->bih[g * s->H + k];
-        if (run->bhh)
-            for (size_t k = first; k < last; k++) hh[k] += run->bhh[g * s->H + k];
-    }
-}
-
-#include "small.h"
 
 static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank, crnn_team *team)
 {

@@ -12,6 +12,7 @@ typedef struct {
     T *h, *c;          /* (B + R, ldh): rows 0..B-1 initial state, then one row per packed row */
     T *bias;           /* (slots * Hp) what the pre-activations start from */
     T *pack_ih, *pack_hh, *pack_n; /* null: these weights are read as they lie */
+    int lying;         /* W_ih is; otherwise, without pack_ih, BLAS reads it or words are looked up */
 } layer_run;
 
 typedef enum { BY_SEQUENCES, BY_UNITS, ALONE } split_kind;
@@ -104,9 +105,9 @@ static int64_t first_bad(const int64_t *bad)
     return first;
 }
 
-/* Rows up to which the weights are used as they lie: a short call, or one step. Sums along the rows of the weights cost a
- * turn of vectors each, which wide layers notice less than narrow ones; packing costs a pass over the weights. They meet at
- * about one row for every 16 inputs (one step: 10 rows with 64 units, 18 with 128, more than 32 from 256 on). */
+/* Rows up to which the weights of both products are used as they lie: a short call, or one step. Sums along the rows of the
+ * weights cost a turn of vectors each, which wide layers notice less than narrow ones; packing costs a pass over the weights.
+ * They meet at about one row for every 16 inputs (one step: 10 rows with 64 units, 18 with 128, more than 32 from 256 on). */
 #define SHORT_ROWS 8
 #define SMALL_ROWS 32
 static int few_rows(size_t rows, size_t steps, size_t inputs)
@@ -126,26 +127,55 @@ static int few_rows(size_t rows, size_t steps, size_t inputs)
 /* A single sequence with recurrent weights beyond the second level reads each once per step: as they lie, along their rows,
  * which saves packing them and suits the hardware's prefetching (LSTM and GRU of 512 units: 11 to 17 % of forward and
  * backward; where they fit, tiles are 2 % faster). */
-static int one_wide_sequence(const run_state *s)
-{
-    return s->B == 1 && (size_t)s->shape.gates * s->H * s->H * sizeof(T) > WIDE_BYTES;
-}
+static int is_wide(const run_state *s, size_t inputs) { return (size_t)s->shape.gates * s->H * inputs * sizeof(T) > WIDE_BYTES; }
+static int one_wide_sequence(const run_state *s) { return s->B == 1 && is_wide(s, s->H); }
 
-/* Then W_ih need not be packed for all to share: each thread packs the tile that it works on, if no later rows want it again. */
-#define ROOM_MOST 128
-static int input_in_rooms(const run_state *s) { return one_wide_sequence(s) && s->R <= ROOM_MOST; }
+/* In short calls of several sequences W_hh lies too, while its few uses cost less than packing it (forward of LSTMs and GRUs of
+ * 512 units: 5 to 35 % with 20 to 40 rows, nothing with 80; of 700 units: 7 to 20 % with 60), and so does W_ih, while they are
+ * fewer still. What fits the second level is packed faster than that. */
+static int recurrent_lies(const run_state *s)
+{
+    return one_wide_sequence(s) || (s->B <= SMALL_ROWS && s->R <= s->H / 8 && is_wide(s, s->H));
+}
+static int input_lies(const run_state *s, size_t input) { return s->R <= input / 16 && is_wide(s, input); }
+
+/* W_ih need not be packed for all to share in a short call: each thread packs the tile that it works on, if no later rows want it
+ * again (LSTMs of 512 units with 75 rows 8 %, of 794 units with 150 rows 10 % of forward; 512 units with 240 rows lose 2 %). */
+#define ROOM_MOST 160
+static int input_in_rooms(const run_state *s)
+{
+    return is_wide(s, s->H) && s->R <= ROOM_MOST && (s->plan.threads == 1 || s->plan.forward != BY_SEQUENCES);
+}
 
 /* So few rows and so many weights that packing W_ih for the gradient of the input costs more than it saves, most of all room
  * in the third level (two threads, 512 units: 3 to 8 % of forward and backward). For BLAS it is never packed. */
 #define LYING_MOST 64
-static int input_lies(const run_state *s, size_t input)
+static int input_lies_back(const run_state *s, size_t input)
 {
-    return (s->R <= LYING_MOST && (size_t)s->shape.gates * s->H * input * sizeof(T) > WIDE_BYTES) || crnn_blas_wanted();
+    return (s->R <= LYING_MOST && is_wide(s, input)) || crnn_blas_wanted();
 }
 
 /* Near cores hand over in 0.1 to 0.15 us, far ones in 0.3 to 0.5 (core/threads.c), and all that crosses between them scales
  * with it. */
 #define FAR 2.5e-7 /* seconds */
+/* With ROWS_EACH sequences per thread tiles are as good either way, and what threads wait for each other decides: for the one
+ * that has the most rows, or for the one that has the most units and for the barriers of every step (8 sequences of 128 units
+ * gain 5 to 20 % by sequences, 9 of them lose 4 %). In ragged batches sequences differ too much. */
+#define ROWS_EACH 4
+static int units_wait_less(const run_state *s, size_t threads, double cross, double step_flops)
+{
+    double most = 0, saved = half_left(s->Hp, s->H) ? 0.5 : 0;
+    if (!s->dense) return 1;
+    for (size_t rank = 0, lo, hi; rank < threads; rank++) {
+        crnn_share(s->UV, 1, (int)rank, (int)threads, &lo, &hi);
+        most = fmax(most, (double)(hi - lo) - (hi == s->UV ? saved : 0));
+    }
+    double units = most * (double)(threads * VW) / (double)s->H;
+    double sequences = (double)(tile_count(s->B, threads) * threads) / (double)s->B;
+    double step = step_flops / ((double)threads * 4e11 / sizeof(T)); /* seconds, at a peak that need not be precise */
+    return units + 3 * cross / step < sequences;
+}
+
 static thread_plan choose_threads(const run_state *s, size_t input)
 {
     double weights = (double)(s->shape.gates * s->H) * (double)s->H, step_flops = 2.0 * (double)s->B * weights;
@@ -155,9 +185,10 @@ static thread_plan choose_threads(const run_state *s, size_t input)
     if (flops < (s->small ? fmax(1e5, 7e11 * cross) : fmax(1e6, 8e12 * cross)) || s->UV < most) most = 1;
     thread_plan plan = {(int)most, s->small && flops < 2e6, most > 1 && !s->small && cross > FAR, BY_SEQUENCES, BY_SEQUENCES};
     if (most == 1) return plan;
-    if (s->B < most * 8 || s->small) {
+    const int each = s->B >= most * ROWS_EACH;
+    if (s->small || recurrent_lies(s) || !each || (s->B < most * 2 * ROWS_EACH && units_wait_less(s, most, cross, step_flops))) {
         if (step_flops >= (s->small ? 6e4 : fmax(6e4, 2.5e11 * cross))) plan.forward = plan.backward = BY_UNITS;
-        else if (s->B >= most * 4) plan.forward = plan.backward = BY_SEQUENCES;
+        else if (each) plan.forward = plan.backward = BY_SEQUENCES;
         else if (cross < FAR && flops >= 4e6) plan.forward = plan.backward = ALONE;
         else plan.threads = 1;
     }

@@ -30,8 +30,9 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
         if (s->small) continue;
         run->bias = TAKE(a, T, (size_t)s->shape.slots * s->Hp);
         size_t packed = input_in_rooms(s) ? (size_t)s->plan.threads * 4 * VW : GH;
-        run->pack_ih = onehot || crnn_blas_wanted() ? NULL : TAKE(a, T, packed * run->input);
-        if (one_wide_sequence(s)) continue;
+        run->lying = !onehot && input_lies(s, run->input);
+        run->pack_ih = onehot || run->lying || crnn_blas_wanted() ? NULL : TAKE(a, T, packed * run->input);
+        if (recurrent_lies(s)) continue;
         run->pack_hh = TAKE(a, T, GH * s->H);
         run->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->Hp * s->H) : NULL;
     }
@@ -65,13 +66,14 @@ static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, con
     s->dense = s->R == s->B * s->steps;
     /* An RNN's gradient needs its states only. In ragged batches a block of steps that leaves no gates behind costs a barrier. */
     s->keep_gates = keep && (s->shape.slots > 1 || !s->dense);
+    /* Several steps of a wide layer read W_ih once for all, not once per step: up to a third faster. */
+    s->small = few_rows(s->R, s->steps, read_width(stack) + s->H) && (s->steps == 1 || !is_wide(s, s->H));
+    s->zero_start = args->h0 == NULL;
+    s->plan = choose_threads(s, read_width(stack));
     s->chunk_rows = 262144 / (s->ldg * sizeof(T));
     if (s->chunk_rows < 48) s->chunk_rows = 48;
     if (s->chunk_rows > s->R || input_in_rooms(s)) s->chunk_rows = s->R;
     if (s->chunk_rows < s->B) s->chunk_rows = s->B;
-    s->small = few_rows(s->R, s->steps, read_width(stack) + s->H);
-    s->zero_start = args->h0 == NULL;
-    s->plan = choose_threads(s, read_width(stack));
     arena measure = {0};
     lay_out(&measure, s, stack, args);
     size_t total = measure.used + round_up(sizeof(run_state), CRNN_LINE);

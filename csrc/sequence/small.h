@@ -58,6 +58,24 @@ NOINLINE void small_product(const run_state *s, const layer_run *run, const cell
     }
 }
 
+/* Pre-activations of many rows, on top of the bias. */
+static void project_lying(const run_state *s, const layer_run *run, size_t row, size_t gate_row, size_t rows, size_t u0,
+                          size_t u1, const T *x, size_t ldx)
+{
+    const cell_product *product = &s->shape.input;
+    for (size_t done = 0, n; done < rows; done += n) {
+        n = next_rows(rows - done, SMALL_ROWS);
+        T *gates = run->gates + (gate_row + done) * s->ldg + u0 * VW;
+        for (size_t i = 0; i < n; i++)
+            for (int p = 0; p < product->gates; p++) {
+                size_t at = (size_t)product->slot[p] * s->Hp;
+                memcpy(gates + i * s->ldg + at, run->bias + u0 * VW + at, (u1 - u0) * VW * sizeof(T));
+            }
+        step_input in = {.rows = n, .x = x + (row + done) * ldx, .ldx = ldx};
+        small_product(s, run, product, gates - u0 * VW, &in, u0, u1, 0);
+    }
+}
+
 static void small_step(const run_state *s, const layer_run *run, const cell_product *product, size_t t, size_t gate_base,
                        const T *x, size_t ldx, size_t i0, size_t i1, size_t u0, size_t u1, int candidate, int backwards)
 {

@@ -213,9 +213,9 @@ static void lay_out_back(arena *a, backward_call *call)
         back->dc_next = lstm && window ? take_rows(a, states, s->ldh) : NULL;
         back->dh0 = take_rows(a, s->B, s->ldh);
         back->dc0 = lstm ? take_rows(a, s->B, s->ldh) : NULL;
-        back->pack_hh = recurrent_lies(s) && !window ? NULL : TAKE(a, T, rec * s->H * s->Hp);
+        back->pack_hh = recurrent_lies_back(s) && !window ? NULL : TAKE(a, T, rec * s->H * s->Hp);
         back->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->H * s->Hp) : NULL;
-        int packed = (q >= s->D || (call->args->dx && !s->ids)) && !input_lies(s, s->layers[q].input);
+        int packed = (q >= s->D || (call->args->dx && !s->ids)) && !input_lies_back(s, s->layers[q].input);
         back->pack_ih = packed ? TAKE(a, T, (size_t)s->shape.gates * s->H * round_up(s->layers[q].input, VW)) : NULL;
         back->h_prev = s->dense ? NULL : take_rows(a, s->R, s->ldh);
     }

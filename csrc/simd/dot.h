@@ -22,7 +22,7 @@ INLINE void dot_tile(const int mr, const int wide, V *acc, const dot_source *s, 
     size_t whole = s->K / VW * VW;
     for (size_t k = 0; k < whole; k += VW) {
         V wv[4];
-        UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = load(w[j] + k);
+        UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = mr > 1 ? load_once(w[j] + k) : load(w[j] + k);
         UNROLL(8) for (int i = 0; i < mr; i++) {
             V vv = load(v[i / 3] + (size_t)(i % 3) * ldv + k);
             UNROLL(4) for (int j = 0; j < wide; j++) acc[i * wide + j] = MULADD(wv[j], vv, acc[i * wide + j]);

@@ -37,6 +37,21 @@ typedef T VU __attribute__((vector_size(CRNN_VBYTES), aligned(sizeof(T)), may_al
 
 INLINE V load(const T *p) { return *(const VU *)(const void *)p; }
 INLINE void store(T *p, V v) { *(VU *)(void *)p = v; }
+
+/* A load that several operations share stays in a register: GCC otherwise repeats it as an operand of two or three of them, and a
+ * load that crosses lines takes two cycles. */
+INLINE V load_once(const T *p)
+{
+    V v = load(p);
+#if CRNN_VBYTES == 64 && defined(__AVX512F__)
+    __asm__("" : "+v"(v));
+#elif CRNN_VBYTES >= 16 && defined(__SSE2__)
+    __asm__("" : "+x"(v));
+#elif CRNN_VBYTES >= 16 && defined(__aarch64__)
+    __asm__("" : "+w"(v));
+#endif
+    return v;
+}
 INLINE V splat(T x) { return x - (V){0}; } /* x - 0, not x + 0: keeps -0 */
 INLINE V blend(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
 INLINE V vabs(V x) { return (V)((VI)x & (VI)~(VI)splat((T)-0.0)); }
