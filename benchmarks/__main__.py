@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import drawn, machine
 from benchmarks.figures import ratio, rival, seconds, share, summarise
 from benchmarks.peers import PEERS
 from benchmarks.report import markdown, measure_of, write_json, write_plots
@@ -16,14 +16,17 @@ from benchmarks.runner import Runner
 from benchmarks.workloads import Workload, groups, workloads
 
 FORMAT = 1
+ALL = [*groups(), *drawn.GROUPS]
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "results"
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
     options = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    options.add_argument("--only", default="", metavar="GROUPS", help="comma-separated; " + ", ".join(groups()))
+    options.add_argument("--only", default="", metavar="GROUPS", help="comma-separated; " + ", ".join(ALL))
     options.add_argument("--match", default="", metavar="TEXT", help="only names that contain this, e.g. gru-b20")
+    options.add_argument("--drawn", type=int, default=0, metavar="N", help="N shapes at random in every drawn group")
+    options.add_argument("--seed", type=int, default=1, help="of the shapes drawn")
     options.add_argument(
         "--threads", type=machine.thread_counts, default=str(machine.processors()), help="one count or several: 2,1"
     )
@@ -45,10 +48,15 @@ def parser() -> argparse.ArgumentParser:
 def chosen(given: argparse.Namespace) -> list[Workload]:
     """Return the workloads that the options select; ValueError for an unknown group."""
     only = [name for name in given.only.split(",") if name]
-    unknown = sorted(set(only) - set(groups()))
+    unknown = sorted(set(only) - set(ALL))
     if unknown:
-        raise ValueError(f"--only names unknown groups {', '.join(unknown)}; there are {', '.join(groups())}")
-    return [w for w in workloads() if (not only or w.group in only) and given.match in w.name]
+        raise ValueError(f"--only names unknown groups {', '.join(unknown)}; there are {', '.join(ALL)}")
+    if given.drawn < 0:
+        raise ValueError(f"--drawn is {given.drawn}, wanted 0 or more")
+    if not given.drawn and any(name in drawn.GROUPS for name in only):
+        raise ValueError("--only names shapes drawn at random; --drawn N says how many")
+    every = workloads() + drawn.drawn(given.drawn, given.seed)
+    return [w for w in every if (not only or w.group in only) and given.match in w.name]
 
 
 def load(path: Path, fresh: bool) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def main() -> int:
         return 0
     if not given.report:
         measure(given, run, given.out / "results.json")
-    order = {workload.name: k for k, workload in enumerate(workloads())}
+    order = {workload.name: k for k, workload in enumerate(workloads())}  # drawn ones stay in theirs, at the end
     run["records"].sort(key=lambda r: (order.get(r["name"], len(order)), r["threads"]))
     if not run["records"]:
         print("benchmarks: nothing was measured", file=sys.stderr)

@@ -44,6 +44,10 @@ ROWS = (
         lambda peer, variant: peer == "torch"),
     Row("Zaremba small and medium, against JAX", lambda w: w.group == "zaremba", 1.0, 1.0,
         lambda peer, variant: peer == "jax"),
+    Row("drawn at random: layer training", lambda w: w.group == "drawn-training", 1.0, 1.0),
+    Row("drawn at random: ragged training", lambda w: w.group == "drawn-ragged", 1.0, 1.0),
+    Row("drawn at random: streaming step", lambda w: w.group == "drawn-step", 1.0, 1.0),
+    Row("drawn at random: inference", lambda w: w.group == "drawn-inference", 1.0, 1.0),
     Row("layer training in float64", lambda w: w.group == "float64-training", 1.0, 1.0),
 )  # fmt: skip
 

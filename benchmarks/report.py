@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import drawn
 from benchmarks.figures import Record, fastest, gflops, ratio, rival, seconds, share, summarise, workload_of
 from benchmarks.machine_state import CALM, NEAR, QUIET
 from benchmarks.peers import PEERS
@@ -32,6 +33,10 @@ HEADINGS = {
     "scaling-batch": "Scaling with the batch",
     "scaling-vocabulary": "Scaling with the vocabulary: a one-layer LSTM language model",
     "scaling-window": "Truncation: cost of Window(k), k = 0 is full back-propagation",
+    "drawn-training": "Layer training, shapes drawn at random, float32",
+    "drawn-ragged": "Ragged batches, shapes drawn at random, float32",
+    "drawn-step": "Streaming steps of one or more sequences, shapes drawn at random, float32",
+    "drawn-inference": "Inference, shapes drawn at random, float32",
 }
 
 
@@ -46,7 +51,7 @@ def write_json(run: dict[str, Any], path: Path) -> None:
 def measure_of(workload: Workload) -> tuple[str, Callable[[Record, float], float], str]:
     """Return the unit in which a kind of workload is told, its value from (record, seconds of a call), and a format."""
     if workload.kind == "step":
-        return "us/step", lambda record, time: time / record["tokens"] * 1e6, ".2f"
+        return "us/step", lambda record, time: time / record["tokens"] * workload.batch * 1e6, ".2f"
     if workload.kind in ("sentences", "stream"):
         return "words/s", lambda record, time: record["tokens"] / time, ",.0f"
     return "GFLOP/s", lambda record, time: record["flops"] / time / 1e9, ".1f"
@@ -61,7 +66,7 @@ def markdown(run: dict[str, Any]) -> str:
         parts += [f"## Summary, {_threads(threads)}", _summary(records, threads)]
     if counts:
         parts.append(LIMIT)
-    for group in groups():
+    for group in (*groups(), *drawn.GROUPS):
         for threads in counts:
             chosen = [r for r in records if r["threads"] == threads and workload_of(r).group == group]
             if chosen:

@@ -103,7 +103,11 @@ class Workload:
     def shape(self) -> str:
         """The sizes as a reader of a table wants them."""
         if self.kind == "step":
-            return f"{self.input} -> {self.hidden}"
+            return (
+                f"batch {self.batch}, {self.input} -> {self.hidden}"
+                if self.batch > 1
+                else f"{self.input} -> {self.hidden}"
+            )
         if self.kind == "sentences":
             truncation = f"window {self.window}" if self.window else "full"
             return f"vocabulary {self.vocabulary}, hidden {self.hidden}, {truncation}"

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("benchmarks", reason="benchmarks are part of the checkout, not of the wheel")
 
 from benchmarks import __main__ as command
-from benchmarks import figures, flops, machine_state, report, runner
+from benchmarks import drawn, figures, flops, machine_state, report, runner
 from benchmarks.workloads import Workload, arrays, groups, parameter_shapes, workloads
 
 LAYER = Workload("layer-training", "layer", "lstm", 20, 35, 200, 200)
@@ -30,6 +30,16 @@ def test_every_workload_has_its_own_name_and_survives_json():
     assert len({w.name for w in every}) == len(every)
     assert all(Workload.from_json(json.loads(json.dumps(w.to_json()))) == w for w in every)
     assert groups()[0] == "layer-training"
+
+
+def test_a_seed_draws_the_same_shapes_and_another_one_others():
+    shapes = drawn.drawn(12, 3)
+    assert shapes == drawn.drawn(12, 3)
+    assert len({w.name for w in shapes}) == len(shapes) == 12 * len(drawn.GROUPS)
+    assert not {w.name for w in shapes} & {w.name for w in drawn.drawn(12, 4)}
+    assert {w.group for w in shapes} == set(drawn.GROUPS)
+    assert all(w.shortest >= 1 for w in shapes if w.kind == "ragged")
+    assert all(flops.flops(w, arrays(w)) <= drawn.MOST for w in shapes if w.kind == "layer")
 
 
 def test_issue_shapes_are_measured_on_all_cells():
@@ -267,9 +277,9 @@ def test_report_has_a_summary_and_a_table_for_each_thread_count(run):
 
 def test_plots_are_written(run, tmp_path):
     pytest.importorskip("matplotlib")
-    drawn = report.write_plots(run, tmp_path)
-    assert {path.name for path in drawn} == {"training.png", "scaling-window.png", "scaling-threads.png"}
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    plots = report.write_plots(run, tmp_path)
+    assert {path.name for path in plots} == {"training.png", "scaling-window.png", "scaling-threads.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots)
 
 
 def test_command_lists_and_refuses(monkeypatch, capsys):
@@ -279,6 +289,12 @@ def test_command_lists_and_refuses(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "stp", "--list"])
     assert command.main() == 2
     assert "unknown groups stp" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "drawn-step", "--list"])
+    assert command.main() == 2
+    assert "--drawn N" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "drawn-step", "--drawn", "5", "--list"])
+    assert command.main() == 0
+    assert len(capsys.readouterr().out.split()) == 5
 
 
 @pytest.mark.parametrize("options", [["--threads", "0"], ["--peers", "tensorflow"], ["--seconds", "-1"]])
