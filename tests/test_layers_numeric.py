@@ -119,6 +119,8 @@ SHARED_WORK = [
         (7, 97, (3, 4, 1, 4), 1, False, "float64", ("chunk", 2, 3)),
         (65, 70, (5,), 1, True, "float32", ("full",)),
         (4, 40, (2, 1) * 17, 2, True, "float64", ("full",)),
+        (60, 14, (9, 6, 8) * 40, 1, True, "float32", ("full",)),  # fewer vectors of units than threads
+        (70, 6, (9,) * 130, 2, False, "float64", ("window", 2)),
     ]
 ]
 

@@ -180,19 +180,21 @@ static thread_plan choose_threads(const run_state *s, size_t input)
 {
     double weights = (double)(s->shape.gates * s->H) * (double)s->H, step_flops = 2.0 * (double)s->B * weights;
     double flops = 2.0 * (double)s->R * (double)(s->shape.gates * s->H) * (double)(input + s->H) * (double)s->L;
-    size_t most = (size_t)crnn_get_threads();
+    size_t most = (size_t)crnn_get_threads(), useful = s->B / ROWS_EACH > s->UV ? s->B / ROWS_EACH : s->UV;
+    if (most > useful) most = useful;
     double cross = most > 1 && flops > 1e5 ? crnn_handover((int)most) : 0;
-    if (flops < (s->small ? fmax(1e5, 7e11 * cross) : fmax(1e6, 8e12 * cross)) || s->UV < most) most = 1;
+    if (flops < (s->small ? fmax(1e5, 7e11 * cross) : fmax(1e6, 8e12 * cross))) most = 1;
     thread_plan plan = {(int)most, s->small && flops < 2e6, most > 1 && !s->small && cross > FAR, BY_SEQUENCES, BY_SEQUENCES};
     if (most == 1) return plan;
-    const int each = s->B >= most * ROWS_EACH;
-    if (s->small || recurrent_lies(s) || !each || (s->B < most * 2 * ROWS_EACH && units_wait_less(s, most, cross, step_flops))) {
+    const int each = s->B >= most * ROWS_EACH, units = s->UV >= most; /* one of them at least */
+    if (units && (s->small || recurrent_lies(s) || !each ||
+                  (s->B < most * 2 * ROWS_EACH && units_wait_less(s, most, cross, step_flops)))) {
         if (step_flops >= (s->small ? 6e4 : fmax(6e4, 2.5e11 * cross))) plan.forward = plan.backward = BY_UNITS;
         else if (each) plan.forward = plan.backward = BY_SEQUENCES;
         else if (cross < FAR && flops >= 4e6) plan.forward = plan.backward = ALONE;
         else plan.threads = 1;
     }
-    if (plan.threads > 1 && weights * sizeof(T) >= WIDE_BYTES && s->B < most * FEW_ROWS) plan.forward = BY_UNITS;
+    if (units && plan.threads > 1 && weights * sizeof(T) >= WIDE_BYTES && s->B < most * FEW_ROWS) plan.forward = BY_UNITS;
     return plan;
 }
 
