@@ -27,13 +27,20 @@ typedef void (*tile_function)(TILE_ARGUMENTS);
  * of k at a time LSTMs of 500 to 800 units lose 2 to 11 % of forward). */
 #define AHEAD_STEP 8
 
+/* Of sixteen registers none is to spare: a load repeated is better than a sum that leaves its register. */
+#if CRNN_VREGS >= 32
+#define LOAD_B load_once
+#else
+#define LOAD_B load
+#endif
+
 /* One step of k: the vectors of b, then row by row. Rows of a are reached from every third one, so that a tile needs few
  * registers for addresses, and in bytes, so that the compiler makes no second loop for the case of aks = 1. */
 #define TILE_LOAD                                                                    \
     V bv[4];                                                                         \
     VH bh[4];                                                                        \
     UNROLL(4) for (int j = 0; j < nv; j++) {                                         \
-        if (j < full) bv[j] = load_once((const T *)(const void *)b_at + (size_t)j * VW);  \
+        if (j < full) bv[j] = LOAD_B((const T *)(const void *)b_at + (size_t)j * VW);     \
         else bh[j] = load_half((const T *)(const void *)b_at + (size_t)j * VW);      \
     }
 #define TILE_ROW(i)                                                                                   \
