@@ -113,12 +113,7 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
     size_t first = (size_t)s->offsets[t0], rows = (size_t)s->offsets[t1] - first;
     int whole = i0 == 0 && i1 == s->B, tiled = run->pack_ih != NULL, rooms = tiled && input_in_rooms(s);
     size_t gates = (size_t)s->shape.input.gates, most = tiled ? s->shape.input.units : u1 - u0;
-    size_t count = u1 > u0 && !run->lying ? tile_count(u1 - u0, most) : 0;
-    for (size_t t = t0, stop = whole ? t0 + 1 : t1; run->lying && t < stop; t++) {
-        size_t n = whole ? rows : block_rows(s, t), lo = i0 < n ? i0 : n, hi = whole || i1 > n ? n : i1;
-        size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
-        project_lying(s, run, row, row - gate_base, hi - lo, u0, u1, x, ldx);
-    }
+    size_t count = u1 > u0 ? tile_count(u1 - u0, most) : 0;
     for (size_t n_tile = 0; n_tile < count; n_tile++) {
         unit_tile tile = nth_tile(u0, u1, most, n_tile, 0);
         size_t u = tile.u, units = tile.units, stop = whole ? t0 + 1 : t1;
@@ -130,6 +125,7 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
             size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
             if (hi == lo) continue;
             if (tiled) project_rows(s, run, b, row, row - gate_base, hi - lo, u, units, t + 1 < stop ? 0 : next, x, ldx);
+            else if (run->lying) project_lying(s, run, row, row - gate_base, hi - lo, u, u + units, x, ldx);
             else if (x) project_blas(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
             else project_onehot(s, run, run->bias, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
         }
