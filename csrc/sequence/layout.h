@@ -132,12 +132,16 @@ static int one_wide_sequence(const run_state *s) { return s->B == 1 && is_wide(s
 
 /* In short calls of several sequences W_hh lies too, while its few uses cost less than packing it (forward of LSTMs and GRUs of
  * 512 units: 5 to 35 % with 20 to 40 rows, nothing with 80; of 700 units: 7 to 20 % with 60), and so does W_ih, while they are
- * fewer still. What fits the second level is packed faster than that. */
+ * fewer still, and most of all where one pass serves them all (LSTMs of 300 to 360 units, 24 rows: 4 to 10 %). What fits the
+ * second level is packed faster than that. */
 static int recurrent_lies(const run_state *s)
 {
     return one_wide_sequence(s) || (s->B <= SMALL_ROWS && s->R <= s->H / 8 && is_wide(s, s->H));
 }
-static int input_lies(const run_state *s, size_t input) { return s->R <= input / 16 && is_wide(s, input); }
+static int input_lies(const run_state *s, size_t input)
+{
+    return s->R <= input / (s->R <= SMALL_ROWS ? 8 : 16) && is_wide(s, input);
+}
 
 /* W_ih need not be packed for all to share in a short call: each thread packs the tile that it works on, if no later rows want it
  * again (LSTMs of 512 units with 75 rows 8 %, of 794 units with 150 rows 10 % of forward; 512 units with 240 rows lose 2 %). */

@@ -17,8 +17,8 @@ INLINE void one_row(dot_source h, dot_source x, size_t valid, T *out)
     UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
     for (size_t j = 0; j < valid; j += WIDE) {
         size_t columns = valid - j < WIDE ? valid - j : WIDE;
-        if (h.v) dot_tile(1, WIDE, acc + j, &h, columns);
-        if (x.v) dot_tile(1, WIDE, acc + j, &x, columns);
+        if (h.v) dot_tile(1, WIDE, acc + j, &h, columns, 0);
+        if (x.v) dot_tile(1, WIDE, acc + j, &x, columns, 0);
         h.W += WIDE * h.ldw, h.room -= columns * h.ldw;
         x.W += WIDE * x.ldw, x.room -= columns * x.ldw;
     }

@@ -12,8 +12,8 @@ typedef struct {
 } dot_source;
 
 /* acc[i*wide + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= wide <= 4 rows of W. Rows of v are reached
- * from every third one: fewer addresses than there are registers. */
-INLINE void dot_tile(const int mr, const int wide, V *acc, const dot_source *s, size_t columns)
+ * from every third one: fewer addresses than there are registers. `fetch`: also ask for the rows of W that come next. */
+INLINE void dot_tile(const int mr, const int wide, V *acc, const dot_source *s, size_t columns, int fetch)
 {
     const T *w[4], *v[3];
     const size_t ldv = s->ldv;
@@ -22,6 +22,7 @@ INLINE void dot_tile(const int mr, const int wide, V *acc, const dot_source *s, 
     size_t whole = s->K / VW * VW;
     for (size_t k = 0; k < whole; k += VW) {
         V wv[4];
+        if (fetch) UNROLL(4) for (int j = 0; j < wide; j++) __builtin_prefetch(w[j] + wide * s->ldw + k, 0, 2);
         UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = mr > 1 ? load_once(w[j] + k) : load(w[j] + k);
         UNROLL(8) for (int i = 0; i < mr; i++) {
             V vv = load(v[i / 3] + (size_t)(i % 3) * ldv + k);
@@ -43,7 +44,8 @@ INLINE void dot_tile(const int mr, const int wide, V *acc, const dot_source *s, 
 }
 
 /* out[i*ldo + j] (+)= W[j] . v[i], summed over the sources, of which the second may be null. */
-#define DOT_ARGUMENTS const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo, int accumulate
+#define DOT_ARGUMENTS \
+    const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo, int accumulate, int fetch
 typedef void (*dot_function)(DOT_ARGUMENTS);
 
 /* The four sums of a row, as one. */
@@ -54,8 +56,8 @@ INLINE void dot_body(const int mr, DOT_ARGUMENTS)
     V acc[8 * 4];
     const int half = (LANE_COUNT + 1) / 2, sums_of = (mr * 4 + half - 1) / half * half;
     UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
-    dot_tile(mr, 4, acc, one, columns);
-    if (two) dot_tile(mr, 4, acc, two, columns);
+    dot_tile(mr, 4, acc, one, columns, fetch);
+    if (two) dot_tile(mr, 4, acc, two, columns, fetch);
     T sums[8 * 4 + LANE_COUNT];
     UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
         store(sums + i, lane_sums(acc + i, sums_of - i < LANE_COUNT ? half : LANE_COUNT));
@@ -73,7 +75,7 @@ INLINE void dot_body(const int mr, DOT_ARGUMENTS)
 }
 
 #define DOT(mr) \
-    NOINLINE void dot_##mr(DOT_ARGUMENTS) { dot_body(mr, one, two, columns, out, ldo, accumulate); }
+    NOINLINE void dot_##mr(DOT_ARGUMENTS) { dot_body(mr, one, two, columns, out, ldo, accumulate, fetch); }
 DOT(1) DOT(2)
 #if CRNN_VREGS >= 32
 #define DOT_ROWS 6
@@ -93,7 +95,9 @@ INLINE void last_vector(T *out, const T *x, size_t K)
     else memcpy(out, x, rest * sizeof(T));
 }
 
-/* `valid` units of one gate for several rows: both sources at once, or null. */
+/* `valid` units of one gate for several rows: both sources at once, or null. While the last of several tiles pass by four rows
+ * of weights, which are near since the first one, the next four are fetched (LSTMs of 431 to 576 units, 8 rows: 1 to 5 % of a
+ * step; a tile that waits for its own weights loses by it). */
 static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo)
 {
     const dot_source *one = h.v ? &h : &x, *two = h.v && x.v ? &x : NULL;
@@ -104,7 +108,7 @@ static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T
             size_t mr = next_rows(rows - i, DOT_ROWS);
             if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
             if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
-            dots[mr](one, two, columns, out + i * ldo + j, ldo, 1);
+            dots[mr](one, two, columns, out + i * ldo + j, ldo, 1, i && i + mr == rows);
             i += mr;
         }
         h.W += 4 * h.ldw, h.room -= columns * h.ldw;
