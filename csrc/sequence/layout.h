@@ -107,12 +107,14 @@ static int64_t first_bad(const int64_t *bad)
 
 /* Rows up to which the weights of both products are used as they lie: a short call, or one step. Sums along the rows of the
  * weights cost a turn of vectors each, which wide layers notice less than narrow ones; packing costs a pass over the weights.
- * They meet at about one row for every 16 inputs (one step: 10 rows with 64 units, 18 with 128, more than 32 from 256 on). */
+ * They meet at about one row for every 16 inputs on two threads and for every 10 on one (steps of 24 rows, 128 units: -9 and
+ * +7 %); where tiles of DOT_ROWS are whole ones, at one for every 10 on both (12 rows, 64 units: 6 to 50 %). */
 #define SHORT_ROWS 8
 #define SMALL_ROWS 32
 static int few_rows(size_t rows, size_t steps, size_t inputs)
 {
-    return rows <= SHORT_ROWS || (steps == 1 && rows <= SMALL_ROWS && rows <= inputs / 16);
+    if (rows <= SHORT_ROWS) return 1;
+    return steps == 1 && rows <= SMALL_ROWS && rows <= inputs / (rows <= 12 ? 10 : 16);
 }
 
 /* A team costs about 2 us to start and a barrier 0.3 us. Enough sequences: each thread takes some for the whole loop.

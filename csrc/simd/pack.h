@@ -32,8 +32,9 @@ INLINE void pack_body(const int again, PACK_ARGUMENTS)
 {
     size_t k = 0;
     if (VW > 1)
-        for (; k + VW <= K; k += VW) {
+        for (; k + VW <= K || (k > 0 && k + VW / 4 < K); k += VW) {
             V v[LANE_COUNT];
+            if (k + VW > K) k = K - VW; /* part of the block before once more, which is faster than one by one */
             UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) v[l] = (size_t)l < valid ? load(src + (size_t)l * lds + k) : (V){0};
             if (next)
                 UNROLL(16) for (size_t l = 0; l < VW; l += 64 / CRNN_VBYTES) __builtin_prefetch(next + (k + l) * VW, 0, 2);
