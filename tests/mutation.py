@@ -58,7 +58,7 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/simd/dot.h", "0) + from[j]", "0) - from[j]", STEPS),
     ("csrc/sequence/small.h", "run->bias + u0 * VW + at", "run->bias + u0 * VW", CELLS),
     ("csrc/sequence/small.h", ".x = x + (row + done) * ldx", ".x = x + row * ldx", CELLS),
-    ("csrc/simd/dot.h", "if (two) dot_tile(mr, 4, acc, two, columns);", "(void)two;", STEPS),
+    ("csrc/simd/dot.h", "if (two) dot_tile(mr, 4, acc, two, columns, fetch);", "(void)two;", STEPS),
     ("csrc/sequence/upstream.h", "mask ? dx[k] * mask[k] : dx[k]", "dx[k]", KERNELS),
     ("csrc/sequence/upstream.h", "return t >= loss_lo && (", "return (", KERNELS),
     ("csrc/sequence/upstream.h", "== t + 1 && t >= loss_lo ?", "== t + 1 ?", KERNELS),

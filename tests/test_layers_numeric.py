@@ -85,6 +85,7 @@ def wide_grid() -> list[Case]:
         for kind, hidden in wide.items()
         for lengths, width, scheme in (
             ((3,), 260, ("window", 2)),
+            ((11,), 150, ("chunk", 4, 6)),
             ((170,), 270, ("full",)),
             ((5, 4, 0, 3), 530, ("chunk", 2, 3)),
             ((12, 9, 9), 260, ("full",)),

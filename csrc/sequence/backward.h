@@ -161,13 +161,10 @@ static void product_back(const run_state *s, const cell_product *product, const 
 /* The same for one row and W as it lies, added to what is in out: a few of W's rows at a time, along their whole length. The
  * columns of a vector that is not whole are summed up in one that ends where W's rows end. Rows that begin anywhere cross cache
  * lines all along, and are better packed unless they are used few times (one thread and two, forward and backward: 3 steps of
- * 650 to 686 units gain 13 to 47 %, 12 steps nothing to 4, 35 steps lose up to 7). */
+ * 650 to 686 units gain 11 to 56 %, 12 steps nothing to 8, 35 steps lose up to 7). */
 #define LYING_ROWS 8
-#define LYING_STEPS 12
-static int recurrent_lies_back(const run_state *s)
-{
-    return one_wide_sequence(s) && (s->H % 16 == 0 || s->steps <= LYING_STEPS);
-}
+#define LYING_STEPS_BACK 12
+static int recurrent_lies_back(const run_state *s) { return one_sequence_lies(s, LYING_STEPS_BACK); }
 
 static void product_lying(const cell_product *product, size_t H, size_t Hp, const T *d, const T *W, size_t u0, size_t u1,
                           T *out, int backwards)
