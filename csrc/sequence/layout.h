@@ -108,7 +108,7 @@ static int64_t first_bad(const int64_t *bad)
 /* Rows up to which the weights of both products are used as they lie: a short call, or one step. Sums along the rows of the
  * weights cost a turn of vectors each, which wide layers notice less than narrow ones; packing costs a pass over the weights.
  * They meet at about one row for every 16 inputs on two threads and for every 10 on one (steps of 24 rows, 128 units: -9 and
- * +7 %); where tiles of DOT_ROWS are whole ones, at one for every 10 on both (12 rows, 64 units: 6 to 50 %). */
+ * +7 %); with two tiles of DOT_ROWS at most, at one for every 10 on both (50 to 64 units: -3 to 12 % and 20 to 55 %). */
 #define SHORT_ROWS 8
 #define SMALL_ROWS 32
 static int few_rows(size_t rows, size_t steps, size_t inputs)
