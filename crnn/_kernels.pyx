@@ -1,5 +1,6 @@
 # cython: freethreading_compatible=True
-"""The one door between Python and C: argument types in, one C call without the GIL, status out. No numerics here.
+"""The one door between Python and C: argument types in, one C call, status out; without the GIL, but for the
+briefest steps. No numerics here.
 
 The interface is described in docs/internals.md; the C side in csrc/include/crnn.h. Callers inside crnn have checked
 values (ids in range, finite numbers); this module checks what C would crash on: dtypes, layouts and sizes.

@@ -28,17 +28,17 @@ __all__ = ["LayerStream", "ModelStream"]
 Array = npt.NDArray[Any]
 
 
-class _Stream:
+class _Stream(_kernels.Steps):
     """States of a fixed number of rows over one kernel stack: what both kinds of stream share."""
 
-    __slots__ = ("_dtype", "_has_c", "_some", "_stack", "_stepper", "batch")
+    __slots__ = ("_dtype", "_has_c", "_some", "_stack", "batch")
 
     def __init__(self, stack: Any, states: tuple[str, ...], dtype: np.dtype[Any], batch: int) -> None:
         self.batch = _row_count(batch)
+        super().__init__(stack, self.batch)
         self._stack = stack
         self._has_c = len(states) == 2
         self._dtype = dtype
-        self._stepper = _kernels.Stepper(stack, self.batch)
         self._some: dict[int, _kernels.Stepper] = {}  # for steps of fewer rows, by their number
 
     def _step_some(self, x: Array, index: npt.NDArray[np.int64]) -> Array:
@@ -196,7 +196,7 @@ class LayerStream(_Stream):
     (True, False)
     """
 
-    __slots__ = ("_shape", "_step", "layer")
+    __slots__ = ("_shape", "layer")
 
     def __init__(self, layer: Recurrent, batch: int = 1) -> None:
         if layer.bidirectional:
@@ -204,52 +204,25 @@ class LayerStream(_Stream):
         super().__init__(layer._stack, layer._cell.states, layer.dtype, batch)
         self.layer = layer
         self._shape = (self.batch, layer.input_size)
-        self._step = self._stepper.step
 
-    def step(self, x: Any, rows: Any = None) -> Array:
-        """One time step of all rows, or of some.
-
-        Parameters
-        ----------
-        x
-            (batch, features), or (features,) when there is one row. The layer's dtype in C order is read in place;
-            other real dtypes and orders are converted.
-        rows
-            Indices of the rows that take the step, each at most once, in any order; x is then (len(rows), features).
-            The other rows wait with their states untouched. None: all rows.
-
-        Returns
-        -------
-        numpy.ndarray
-            (batch, hidden) outputs of the last layer; (len(rows), hidden) with `rows`; (hidden,) when x had no batch
-            axis. The array is the caller's: its memory is used again only when nothing refers to it any more.
-
-        Raises
-        ------
-        ValueError
-            x has the wrong shape, or a row does not exist or occurs twice. No state has changed then.
-        TypeError
-            x does not hold real numbers, or rows are not whole numbers.
-        """
-        if rows is None:
-            y = self._step(x)
-            if y is not None:
-                return y
+    def _prepared(self, x: Any, rows: Any) -> Array:
+        """A step (`step`) whose input the kernels do not take as it is."""
         array = as_real(x, self._dtype, "x")
         if rows is not None:
             index = self._read_rows(rows)
             array = self._read(array, len(index))
             return self._step_some(array, index) if len(index) else np.empty((0, self.layer.hidden_size), self._dtype)
         single = array.ndim == 1 and self.batch == 1
-        y = _stepped(self._stepper, self._read(array[None] if single else array, self.batch))
+        y = _stepped(self._stepper, self._read(array, self.batch, single))
         return y[0] if single else y
 
-    def _read(self, array: Array, count: int) -> Array:
+    def _read(self, array: Array, count: int, single: bool = False) -> Array:
         wanted = (count, self._shape[1])
-        if array.shape != wanted:
-            single = f", or ({wanted[1]},) for the one row" if self.batch == 1 else ""
-            raise ValueError(f"x: got shape {array.shape}, wanted (rows, features) = {wanted}{single}")
-        return np.require(array, requirements=["C", "A"])
+        rows = array[None] if single else array
+        if rows.shape != wanted:
+            other = f", or ({wanted[1]},) for the one row" if self.batch == 1 else ""
+            raise ValueError(f"x: got shape {array.shape}, wanted (rows, features) = {wanted}{other}")
+        return np.require(rows, requirements=["C", "A"])
 
     def copy(self) -> Self:
         """A stream over the same weights with states of its own, equal to this one's now."""

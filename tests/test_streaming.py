@@ -59,7 +59,7 @@ def test_steps_equal_layer_step_to_the_bit(kind, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("hidden", [5, 64, 150])
+@pytest.mark.parametrize("hidden", [5, 32, 49, 64, 125, 129, 150])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_row_does_not_depend_on_its_neighbours(kind, hidden, dtype, rng):
     """To the bit, for every number of rows that steps by dot products: 8, or more of wide layers."""
@@ -113,6 +113,23 @@ def test_one_row_without_a_batch_axis(rng):
     y = np.stack([stream.step(row) for row in x])
     assert y.shape == (6, 5)
     assert_close(y, layer(x)[0], "output", terms=13, steps=12)
+
+
+def test_one_row_without_a_batch_axis_is_read_in_place(rng):
+    """To the bit what a row with a batch axis gives, and outputs that are kept stay."""
+    layer = make("lstm", dtype=np.float32)
+    plain, batched = layer.stream(), layer.stream()
+    x = rng.normal(size=(7, 3)).astype(np.float32)
+    kept = [plain.step(row) for row in x]
+    copies = [y.copy() for y in kept]
+    expected = [batched.step(row[None])[0] for row in x]
+    plain.step(x[0])
+    assert all(y.shape == (5,) and y.base is None for y in kept)
+    assert all((a == b).all() and (a == c).all() for a, b, c in zip(kept, copies, expected, strict=True))
+    with pytest.raises(ValueError, match=r"x: got shape \(4,\)"):
+        plain.step(np.zeros(4, np.float32))
+    with pytest.raises(ValueError, match=r"x: got shape \(3,\)"):
+        layer.stream(3).step(np.zeros(3, np.float32))
 
 
 def test_inputs_of_other_dtypes_and_orders(rng):

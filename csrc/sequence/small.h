@@ -8,23 +8,6 @@ typedef struct {
     size_t ldx, ldh;
 } step_input;
 
-/* One row: a vector of units, whose sums are turned at once. Four rows of weights at a time, or what lies between them is
- * too much for the hardware to read ahead. */
-INLINE void one_row(dot_source h, dot_source x, size_t valid, T *out)
-{
-    enum { WIDE = LANE_COUNT < 4 ? LANE_COUNT : 4 };
-    V acc[LANE_COUNT];
-    UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
-    for (size_t j = 0; j < valid; j += WIDE) {
-        size_t columns = valid - j < WIDE ? valid - j : WIDE;
-        if (h.v) dot_tile(1, WIDE, acc + j, &h, columns, 0);
-        if (x.v) dot_tile(1, WIDE, acc + j, &x, columns, 0);
-        h.W += WIDE * h.ldw, h.room -= columns * h.ldw;
-        x.W += WIDE * x.ldw, x.room -= columns * x.ldw;
-    }
-    store(out, load(out) + lane_sums(acc, LANE_COUNT));
-}
-
 /* Gate pre-activations: slot += W_ih x (where x enters that slot) + W_hh h. */
 NOINLINE void small_product(const run_state *s, const layer_run *run, const cell_product *product, T *gates,
                             const step_input *in, size_t u0, size_t u1, int backwards)
@@ -47,12 +30,12 @@ NOINLINE void small_product(const run_state *s, const layer_run *run, const cell
             if (product->slot[q] != product->gate[q]) { /* GRU, reset after: the candidate's two products stay apart */
                 dot_source none = x;
                 none.v = NULL;
-                if (in->rows == 1) one_row(h, none, valid, out);
+                if (in->rows == 1) dot_row(h, none, valid, out);
                 else dot_columns(h, none, in->rows, valid, out, s->ldg);
                 h.v = NULL;
                 out = gates + (size_t)product->gate[q] * s->Hp + u * VW;
             }
-            if (in->rows == 1) one_row(h, x, valid, out);
+            if (in->rows == 1) dot_row(h, x, valid, out);
             else dot_columns(h, x, in->rows, valid, out, s->ldg);
         }
     }

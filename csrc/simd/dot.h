@@ -115,3 +115,65 @@ static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T
         x.W += 4 * x.ldw, x.room -= columns * x.ldw;
     }
 }
+
+/* A row of v of up to HELD vectors stays in registers while W's rows, a whole vector of units, pass by. Steps of one sequence with
+ * 50 to 128 units are 11 to 31 % faster; wider rows, eight vectors at a time, 4 to 18 % slower: the hardware no longer reads ahead. */
+enum { HELD = 8, WIDE = LANE_COUNT < 4 ? LANE_COUNT : 4 };
+
+INLINE void held_vectors(const int count, V *acc, const dot_source *s)
+{
+    V v[HELD];
+    const size_t last = s->K - VW;
+    UNROLL(8) for (int k = 0; k < count - 1; k++) v[k] = load(s->v + (size_t)k * VW);
+    v[count - 1] = load(s->K % VW ? s->last : s->v + last);
+    UNROLL(16) for (int j = 0; j < LANE_COUNT; j += WIDE)
+        UNROLL(8) for (int k = 0; k < count; k++)
+            UNROLL(4) for (int i = j; i < j + WIDE; i++)
+                acc[i] = MULADD(load(s->W + (size_t)i * s->ldw + (k < count - 1 ? (size_t)k * VW : last)), v[k], acc[i]);
+}
+
+INLINE void held_source(V *acc, const dot_source *s)
+{
+    switch ((s->K + VW - 1) / VW) {
+    case 1: held_vectors(1, acc, s); break;
+    case 2: held_vectors(2, acc, s); break;
+    case 3: held_vectors(3, acc, s); break;
+    case 4: held_vectors(4, acc, s); break;
+    case 5: held_vectors(5, acc, s); break;
+    case 6: held_vectors(6, acc, s); break;
+    case 7: held_vectors(7, acc, s); break;
+    default: held_vectors(HELD, acc, s); break;
+    }
+}
+
+INLINE int can_hold(const dot_source *s) { return !s->v || (s->K >= VW && s->K <= HELD * VW); }
+
+NOINLINE void held_row(const dot_source *h, const dot_source *x, T *out)
+{
+    V acc[LANE_COUNT];
+    UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
+    if (h->v) held_source(acc, h);
+    if (x->v) held_source(acc, x);
+    store(out, load(out) + lane_sums(acc, LANE_COUNT));
+}
+
+/* out[0..valid) += both sources, or those that have a v, for one row: a vector of units, whose sums are turned at once. Four
+ * rows of weights at a time, or what lies between them is too much for the hardware to read ahead. */
+INLINE void dot_row(dot_source h, dot_source x, size_t valid, T *out)
+{
+    if (valid == VW && can_hold(&h) && can_hold(&x)) {
+        const dot_source held_h = h, held_x = x; /* or the address would keep h and x out of registers below */
+        held_row(&held_h, &held_x, out);
+        return;
+    }
+    V acc[LANE_COUNT];
+    UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
+    for (size_t j = 0; j < valid; j += WIDE) {
+        size_t columns = valid - j < WIDE ? valid - j : WIDE;
+        if (h.v) dot_tile(1, WIDE, acc + j, &h, columns, 0);
+        if (x.v) dot_tile(1, WIDE, acc + j, &x, columns, 0);
+        h.W += WIDE * h.ldw, h.room -= columns * h.ldw;
+        x.W += WIDE * x.ldw, x.room -= columns * x.ldw;
+    }
+    store(out, load(out) + lane_sums(acc, LANE_COUNT));
+}
