@@ -59,6 +59,8 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/small.h", "run->bias + u0 * VW + at", "run->bias + u0 * VW", CELLS),
     ("csrc/sequence/small.h", ".x = x + (row + done) * ldx", ".x = x + row * ldx", CELLS),
     ("csrc/simd/dot.h", "if (two) dot_tile(mr, 4, acc, two, columns, fetch);", "(void)two;", STEPS),
+    ("csrc/simd/dot.h", "(size_t)k * VW : last)), v[k]", "(size_t)k * VW : last)), -v[k]", STEPS),
+    ("csrc/simd/dot.h", "if (x->v) held_source(acc, x);", "(void)x;", STEPS),
     ("csrc/sequence/upstream.h", "mask ? dx[k] * mask[k] : dx[k]", "dx[k]", KERNELS),
     ("csrc/sequence/upstream.h", "return t >= loss_lo && (", "return (", KERNELS),
     ("csrc/sequence/upstream.h", "== t + 1 && t >= loss_lo ?", "== t + 1 ?", KERNELS),
@@ -177,7 +179,8 @@ def copy_of_the_tree(folder: Path, isa: str) -> Path:
     shutil.copytree(ROOT, tree, ignore=ignore)
     setup = tree / "setup.py"
     text = setup.read_text(encoding="utf-8")
-    isas = f'ARCHITECTURE_ISAS = dict.fromkeys(("x86_64", "aarch64"), ["{isa}"])'
+    built = sorted({"scalar", isa})  # the dispatcher falls back to the scalar kernels, so they must be there
+    isas = f'ARCHITECTURE_ISAS = dict.fromkeys(("x86_64", "aarch64"), {built})'
     for pattern, replacement in ((r"ARCHITECTURE_ISAS = \{.*?\n\}", isas), (r'"-O\d"', '"-O0"')):
         text, changed = re.subn(pattern, replacement, text, flags=re.DOTALL)
         if not changed:
