@@ -13,6 +13,7 @@ import pytest
 from tolerances import assert_close
 
 import crnn
+from crnn.streaming import LayerStream
 
 LAYERS = {
     "rnn": (crnn.RNN, {"nonlinearity": "relu"}),
@@ -356,6 +357,11 @@ def test_language_models(cell, options, rng):
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_stream_that_was_never_initialised():
+    with pytest.raises(AttributeError):
+        LayerStream.__new__(LayerStream).step(np.zeros((1, 3), np.float32))
 
 
 def test_streams_that_cannot_be():

@@ -30,7 +30,8 @@ cdef class Outputs:
         return self.first
 
 
-# Multiply-adds of a step that keeps the interpreter's lock: letting it go and taking it again would cost a tenth of it.
+# Multiply-adds, an RNN's counted three times, below which a step keeps the interpreter's lock: letting it go and taking it
+# again takes 35 ns, 5 % of an RNN's step of 64 units.
 cdef double BRIEF = 65536
 
 
@@ -161,7 +162,7 @@ cdef class Steps:
         TypeError
             x does not hold real numbers, or rows are not whole numbers.
         """
-        if rows is None:
+        if rows is None and self._stepper is not None:  # None: a stream that was never initialised
             y = self._stepper.step(x)
             if y is not None:
                 return y

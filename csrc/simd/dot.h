@@ -117,7 +117,7 @@ static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T
 }
 
 /* A row of v of up to HELD vectors stays in registers while W's rows, a whole vector of units, pass by. Steps of one sequence with
- * 50 to 128 units are 8 to 32 % faster; wider rows, eight vectors at a time, 4 to 18 % slower: the hardware no longer reads ahead. */
+ * 50 to 128 units are 8 to 32 % faster; wider rows, eight vectors at a time, 4 to 18 % slower. */
 enum { HELD = 8, WIDE = LANE_COUNT < 4 ? LANE_COUNT : 4 };
 
 INLINE void held_vectors(const int count, V *acc, const dot_source *s)
