@@ -52,10 +52,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def threads() -> Iterator[object]:
-    """A function that sets the number of threads; the former number and the measured hand-over come back afterwards."""
+    """A function that sets the number of threads, which then share the work as if the machine were quiet.
+
+    Left to itself the library measures what a hand-over costs, and more threads than cores, or a busy machine, make a
+    test of many threads one of a single thread. The former number and the measured time come back afterwards.
+    """
     from crnn import _kernels
 
     before = _kernels.get_threads()
+    _kernels.assume_handover(1e-7)
     yield _kernels.set_threads
     _kernels.set_threads(before)
     _kernels.assume_handover(0)

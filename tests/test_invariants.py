@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import threading
 import time
+from pathlib import Path
 
 import grid
 import numpy as np
@@ -80,6 +81,31 @@ def test_threads_do_not_change_a_bit(case, threads):
         threads(count)
         _kernels.assume_handover(handover)
         grid.identical(one, grid.library(wide))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="NO LIST OF THREADS ON THIS SYSTEM")
+def test_threads_that_are_no_longer_wanted_go(threads):
+    """They would have a part in every later call, and where they are more than the cores nobody would ever get two."""
+    layer, x = crnn.LSTM(40, 64, rng=0), np.random.default_rng(0).random((16, 30, 40), np.float32)
+    wanted = layer(x)[0].tobytes()
+
+    def running(count: int, expected: int | None = None) -> int:
+        """How many threads there are after calls that `count` share, once they are as many as expected."""
+        threads(count)
+        deadline = time.monotonic() + 20
+        while True:
+            for _ in range(20):
+                assert layer(x)[0].tobytes() == wanted
+            found = len(list(Path("/proc/self/task").iterdir()))
+            if expected in (None, found) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.01)  # a pause after bad calls, or a thread on its way out
+
+    running(2)
+    time.sleep(0.2)
+    two = running(2)
+    assert running(4, two + 2) == two + 2
+    assert running(2, two) == two
 
 
 @all_cells

@@ -31,6 +31,7 @@ static struct {
     OWN_LINE crnn_work work;     /* the job; a worker that sees the ticket rise has it in the same line */
     void *context;
     int size;
+    int staying;                 /* workers that are still wanted after this job */
     int crowded;                 /* the caller's processor, if a worker may have been put there too, else -1 */
     atomic_uint ticket;          /* rises with every job */
     OWN_LINE atomic_uint done;   /* rises with every worker that has finished one; the caller only reads it */
@@ -156,7 +157,9 @@ static void *worker(void *argument)
         seen = atomic_load_explicit(&pool.ticket, memory_order_acquire);
         if (pool.crowded >= 0) crnn_leave_processor(pool.crowded);
         if (rank < pool.size) pool.work(pool.context, rank, &pool.team);
+        const int stays = rank <= pool.staying;
         atomic_fetch_add_explicit(&pool.done, 1, memory_order_release);
+        if (!stays) return NULL;
     }
     return NULL;
 }
@@ -217,7 +220,7 @@ static int better_alone(void)
 }
 
 /* The pool is ours: `threads` ranks do the work. 1 if all workers were awake. Who has just been woken, or kept us waiting
- * last time, may share our processor. */
+ * last time, may share our processor. All workers answer, so those of a larger number of threads, asked for earlier, go. */
 static int run_team(int threads, crnn_work work, void *context)
 {
     double since = 0;
@@ -227,6 +230,8 @@ static int run_team(int threads, crnn_work work, void *context)
     pool.work = work;
     pool.context = context;
     pool.size = threads;
+    const int wanted_now = crnn_get_threads(), stay = (threads > wanted_now ? threads : wanted_now) - 1;
+    pool.staying = stay < pool.workers ? stay : pool.workers;
     if (pool.team.size != threads) pool.team.size = threads;
     atomic_fetch_add(&pool.ticket, 1);
     int awake = atomic_load(&pool.sleepers) == 0;
@@ -235,6 +240,7 @@ static int run_team(int threads, crnn_work work, void *context)
     for (int spins = 0; atomic_load_explicit(&pool.done, memory_order_acquire) != finished; spins++)
         wait_a_little(spins, &since);
     if (since > 0) waited += crnn_seconds() - since;
+    pool.workers = pool.staying;
     return awake;
 }
 
@@ -271,10 +277,12 @@ static void measure_handover(int threads)
 double crnn_handover(int threads)
 {
     static double last_asked;
+    static int asked_for;
     if (atomic_load(&assumed) > 0) return atomic_load(&assumed);
     if (atomic_flag_test_and_set(&busy)) return atomic_load(&handover);
     double now = crnn_seconds(), since = now - last_asked;
     last_asked = now;
+    if (asked_for != crnn_get_threads()) asked_for = crnn_get_threads(), handover_due = 0; /* it was another team's */
     if (now >= handover_due && now >= alone_until && since < OFTEN && (threads = start_workers(threads)) > 1)
         measure_handover(threads);
     atomic_flag_clear(&busy);
