@@ -72,9 +72,18 @@ def _padded(columns: int, itemsize: int) -> int:
     return (lines | 1) * _LINE // itemsize
 
 
-def _layout(specs: Iterable[Spec], itemsize: int) -> tuple[dict[str, _Slot], int]:
+class _Slots(dict[str, _Slot]):
+    """Where every tensor stands, and the gaps behind those that do not fill their last line, in elements."""
+
+    __slots__ = ("gaps",)
+
+    gaps: list[slice]
+
+
+def _layout(specs: Iterable[Spec], itemsize: int) -> tuple[_Slots, int]:
     """Where every tensor stands, and the length of the buffer, in elements."""
-    slots: dict[str, _Slot] = {}
+    slots = _Slots()
+    slots.gaps = []
     offset = 0
     for spec in specs:
         if spec.name in slots:
@@ -83,7 +92,10 @@ def _layout(specs: Iterable[Spec], itemsize: int) -> tuple[dict[str, _Slot], int
         rows = (*stored[:-1], _padded(stored[-1], itemsize)) if spec.transposed else stored
         strides = tuple(math.prod(rows[i + 1 :]) * itemsize for i in range(len(rows)))
         slots[spec.name] = _Slot(spec, offset, stored, strides, strides[::-1] if spec.transposed else strides)
-        offset += -(-math.prod(rows) * itemsize // _LINE) * _LINE
+        end = offset + math.prod(rows) * itemsize
+        offset = -(-end // _LINE) * _LINE
+        if end < offset:
+            slots.gaps.append(slice(end // itemsize, offset // itemsize))
     return slots, offset // itemsize
 
 
@@ -168,7 +180,7 @@ class Parameters(dict[str, np.ndarray]):
 
     flat: np.ndarray
     dtype: np.dtype[Any]
-    _slots: dict[str, _Slot]
+    _slots: _Slots
 
     def __init__(self, specs: Iterable[Spec], dtype: Any = np.float32, over: np.ndarray | None = None) -> None:
         if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
@@ -236,16 +248,13 @@ class Parameters(dict[str, np.ndarray]):
         twin._slots = self._slots
         item = self.dtype.itemsize
         raw = _kernels.empty((self.flat.size + self.guard,), self.dtype)
-        end = 0
+        for gap in self._slots.gaps:
+            raw[gap] = 0
         for spec, offset, stored, strides, _ in self._slots.values():
-            start = offset // item
-            raw[end:start] = 0
-            end = start + math.prod(stored)
             if spec.transposed:
-                row = strides[0] // item
-                end = start + stored[0] * row
-                raw[start:end].reshape(stored[0], row)[:, stored[1] :] = 0
-        raw[end:] = 0
+                start, row = offset // item, strides[0] // item
+                raw[start : start + stored[0] * row].reshape(stored[0], row)[:, stored[1] :] = 0
+        raw[self.flat.size :] = 0
         twin._attach(raw[: self.flat.size])
         return twin
 
