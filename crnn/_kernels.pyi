@@ -43,7 +43,7 @@ class Stack:
         offsets: _Ids,
         h0: _Real | None,
         c0: _Real | None,
-        y: _Real,
+        y: _Real | list[_Real],
         h_n: _Real,
         c_n: _Real | None,
         keep: bool,
@@ -58,7 +58,7 @@ class Stack:
         dh_n: _Real | None,
         dc_n: _Real | None,
         schedule: tuple[int, int, int],
-        dx: _Real | None,
+        dx: _Real | list[_Real] | None,
         dh0: _Real | None,
         dc0: _Real | None,
         grads: list[Any] | None,
@@ -85,7 +85,7 @@ class Steps:
 
 def first_outside(ids: _Ids, words: int) -> int: ...
 def empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]: ...
-def unpack_sequences(rows: _Real, order: _Ids, offsets: _Ids, sequences: _Real | list[_Real]) -> None: ...
+def padded(lengths: _Ids, steps: int, width: int, dtype: Any) -> npt.NDArray[Any]: ...
 def all_finite(a: _Real) -> bool: ...
 def softmax_loss(
     h: _Real,

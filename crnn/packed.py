@@ -261,28 +261,32 @@ class Batch:
             arrays.append(array)
         return arrays
 
-    def unpack(self, rows: np.ndarray) -> Any:
-        """Packed rows (R, width) in the caller's form.
+    def results(self, width: int, dtype: np.dtype[Any]) -> tuple[np.ndarray | list[np.ndarray], Any]:
+        """Memory for results of `width` features per step, which the kernels are to fill.
 
-        Where all sequences are equally long the result is a view of `rows`; for several sequences its memory stays
-        time-major (the array is not C-contiguous), which costs nothing here and nothing on the way back in.
+        Where all sequences are equally long the rows are packed, and the memory of several sequences is time-major (in
+        the caller's form it is not C-contiguous), which costs nothing on the way out and nothing on the way back in.
+
+        Returns
+        -------
+        rows : numpy.ndarray or list of numpy.ndarray
+            Packed rows (R, width), or sequences, (B, T, width) or B arrays (T_i, width).
+        form : numpy.ndarray or list of numpy.ndarray
+            The same memory in the caller's form; beyond a sequence's length it is zero already.
         """
-        geometry, width = self.geometry, rows.shape[1]
+        geometry = self.geometry
         if self.form == "list":
-            joined = _kernels.empty(rows.shape, rows.dtype)
+            joined = _kernels.empty((geometry.rows, width), dtype)
             ends = np.cumsum(geometry.lengths).tolist()
             parts = [joined[end - length : end] for end, length in zip(ends, geometry.lengths.tolist())]
-            if rows.size:
-                _kernels.unpack_sequences(rows, geometry.order, geometry.offsets, parts)
-            return parts
+            return parts, parts
         if geometry.rows == geometry.batch_size * self.steps:
+            rows = _kernels.empty((geometry.rows, width), dtype)
             if self.form == "single":
-                return rows
-            return rows.reshape(self.steps, geometry.batch_size, width).transpose(1, 0, 2)
-        result = np.zeros((geometry.batch_size, self.steps, width), rows.dtype)
-        if rows.size:
-            _kernels.unpack_sequences(rows, geometry.order, geometry.offsets, result)
-        return result[0] if self.form == "single" else result
+                return rows, rows
+            return rows, rows.reshape(self.steps, geometry.batch_size, width).transpose(1, 0, 2)
+        padded = _kernels.padded(geometry.lengths, self.steps, width, dtype)
+        return padded, padded[0] if self.form == "single" else padded
 
     def place(self, row: int, column: int) -> str:
         """Where the caller finds an element of the packed rows."""

@@ -43,10 +43,6 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
 
 
-def _are_sequences(rows: np.ndarray | list[np.ndarray] | None) -> bool:
-    return isinstance(rows, list) or (rows is not None and rows.ndim == 3)
-
-
 def _pass_through(given: _States, results: _States) -> None:
     """Without a single step a state, or a gradient of it, arrives as it came."""
     for source, target in zip(given, results):
@@ -271,11 +267,12 @@ class Recurrent:
         rows = batch.read(x, self.input_size, self.dtype, "x")
         geometry = batch.geometry
         h0, c0 = self._read_state(state, geometry, "state")
+        y, output = batch.results(self.output_size, self.dtype)
         try:
-            y, h_n, c_n, tape = self._forward_packed(rows, geometry, h0, c0, keep, self._rng)
+            _, h_n, c_n, tape = self._forward_packed(rows, geometry, h0, c0, keep, self._rng, y)
         except _kernels.NotFinite as found:
             batch.refuse(rows, found.row, "x")
-        return batch, tape, batch.unpack(y), self._write_state(h_n, c_n, geometry)
+        return batch, tape, output, self._write_state(h_n, c_n, geometry)
 
     def step(self, x_t: Any, state: Any = None) -> tuple[np.ndarray, Any]:
         """One time step, for streaming: feed the returned state to the next call.
@@ -334,7 +331,8 @@ class Recurrent:
         c0: np.ndarray | None,
         keep: bool,
         rng: np.random.Generator | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Any]:
+        y: np.ndarray | list[np.ndarray] | None = None,
+    ) -> tuple[Any, np.ndarray, np.ndarray | None, Any]:
         """Run the stack over packed rows; nothing is checked.
 
         Parameters
@@ -349,13 +347,17 @@ class Recurrent:
             Record a tape for `_backward_packed`, which copies what it needs of the arguments.
         rng : numpy.random.Generator or None
             Draws the masks of the dropout between layers; None: no dropout. There is none without `keep` either.
+        y : numpy.ndarray, list of numpy.ndarray or None
+            Where the output goes, as `crnn.packed.Batch.results` gives it; None: packed rows of their own.
 
         Returns
         -------
         y, h_n, c_n, tape
-            (R, directions*H); states as `h0`, ``c_n`` None unless LSTM; the tape, None without `keep` or without rows.
+            `y` or (R, directions*H); states as `h0`, ``c_n`` None unless LSTM; the tape, None without `keep` or
+            without rows.
         """
-        y = _kernels.empty((geometry.rows, self.output_size), self.dtype)
+        if y is None:
+            y = _kernels.empty((geometry.rows, self.output_size), self.dtype)
         h_n, c_n = self._empty_state(geometry.batch_size)
         if geometry.rows == 0:
             _pass_through((h0, c0), (h_n, c_n))
@@ -363,8 +365,7 @@ class Recurrent:
         masks = None
         if keep and rng is not None and self.dropout and self.num_layers > 1:
             masks = self._masks(geometry.rows, rng)
-        order = geometry.order if _are_sequences(rows) else None
-        tape = self._stack.forward(rows, geometry.offsets, h0, c0, y, h_n, c_n, keep, masks, order)
+        tape = self._stack.forward(rows, geometry.offsets, h0, c0, y, h_n, c_n, keep, masks, geometry.order)
         return y, h_n, c_n, tape
 
     def _backward_packed(
@@ -380,7 +381,8 @@ class Recurrent:
         want_input: bool = True,
         want_state: bool = True,
         accumulate: bool = False,
-    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        dx: np.ndarray | list[np.ndarray] | None = None,
+    ) -> tuple[Any, np.ndarray | None, np.ndarray | None]:
         """Back-propagate through a run of `_forward_packed`; nothing is checked.
 
         Parameters
@@ -396,18 +398,22 @@ class Recurrent:
             From `_kernel_list`: overwritten, or added to with `accumulate`; None where not wanted.
         want_input, want_state : bool
             Whether to compute the gradients with respect to rows and initial states.
+        dx : numpy.ndarray, list of numpy.ndarray or None
+            Where the gradient with respect to rows goes, as `crnn.packed.Batch.results` gives it; None: packed rows of
+            their own, if wanted.
 
         Returns
         -------
         dx, dh0, dc0
-            ``dx`` is (R, input), or (R, G*H) for a one-hot layer: the row that each token adds to the stored
-            ``weight_ih_l0``. None where not wanted.
+            ``dx`` is the argument or (R, input), for a one-hot layer (R, G*H): the row that each token adds to the
+            stored ``weight_ih_l0``. None where not wanted.
         """
-        width = len(self._cell.gates) * self.hidden_size if self._onehot else self.input_size
-        dx = _kernels.empty((geometry.rows, width), self.dtype) if want_input else None
+        if dx is None and want_input:
+            width = len(self._cell.gates) * self.hidden_size if self._onehot else self.input_size
+            dx = _kernels.empty((geometry.rows, width), self.dtype)
         dh0, dc0 = self._empty_state(geometry.batch_size) if want_state else (None, None)
         if geometry.rows:
-            order = geometry.order if _are_sequences(dy) else None
+            order = geometry.order
             self._stack.backward(tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, grads, accumulate, order)
             return dx, dh0, dc0
         _pass_through((dh_n, dc_n), (dh0, dc0))

@@ -95,15 +95,15 @@ class Run:
             raise ValueError("d_output and d_state are both None: there is nothing to propagate back")
         dh_n, dc_n = layer._read_state(d_state, geometry, "d_state")
         params = layer.params.blank()
+        dx, d_input = batch.results(layer.input_size, layer.dtype)
         try:
-            dx, dh0, dc0 = layer._backward_packed(
-                self._tape, geometry, dy, dh_n, dc_n, schedule, layer._kernel_list(params)
+            _, dh0, dc0 = layer._backward_packed(
+                self._tape, geometry, dy, dh_n, dc_n, schedule, layer._kernel_list(params), dx=dx
             )
         except _kernels.NotFinite as found:
             batch.refuse(dy, found.row, "d_output")
-        assert dx is not None
         assert dh0 is not None
-        return Backward(batch.unpack(dx), layer._write_state(dh0, dc0, geometry), params)
+        return Backward(d_input, layer._write_state(dh0, dc0, geometry), params)
 
     def __repr__(self) -> str:
         geometry = self._batch.geometry

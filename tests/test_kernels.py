@@ -299,20 +299,64 @@ def test_the_first_id_outside_is_found():
     assert _kernels.first_outside(ids[:0], 1) == -1
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 4), (4, 3, 0), (4, 5, 3), (4, 60, 70)])
+def test_padded_arrays_are_zero_where_sequences_are_over(dtype, shape):
+    lengths = np.arange(shape[0]) * shape[1] // max(1, shape[0] - 1)
+    for _ in range(2):
+        array = _kernels.padded(lengths, shape[1], shape[2], np.dtype(dtype))
+        assert array.shape == shape
+        assert array.dtype == dtype
+        for row, length in zip(array, lengths):
+            np.testing.assert_array_equal(row[length:], 0)
+        array[...] = np.nan  # what the next one of this size may find
+        row = array = None
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_padded_arrays_refuse_lengths_outside(wrong):
+    with pytest.raises(ValueError, match=f"lengths: {wrong} is outside 0..3"):
+        _kernels.padded(np.array([3, wrong, 0]), 3, 2, np.dtype(np.float32))
+
+
+def small_stack(dtype=np.float32):
+    weights = [np.full(shape, 0.1, dtype) for shape in ((4, 4), (4, 4), (4,), (4,))]
+    return _kernels.Stack("rnn_tanh", 4, 4, 1, 1, weights), weights
+
+
 def test_sequences_that_the_kernels_would_crash_on_are_refused():
     order, offsets = np.array([1, 0]), np.array([0, 2, 3])
-    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
-    good = [np.zeros((1, 4), np.float32), np.zeros((2, 4), np.float32)]
-    _kernels.unpack_sequences(rows, order, offsets, good)
-    np.testing.assert_array_equal(good[1], rows[[0, 2]])
-    np.testing.assert_array_equal(good[0], rows[[1]])
-    read_only = [part.copy() for part in good]
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4) / 10
+    stack, weights = small_stack()
+    y, h_n = np.zeros((3, 4), np.float32), np.zeros((1, 2, 4), np.float32)
+    tape = stack.forward(rows, offsets, None, None, y, h_n, None, True)
+
+    def forward(x, out, order=order, offsets=offsets):
+        stack.forward(x, offsets, None, None, out, h_n, None, False, None, order)
+
+    def backward(dy, dx, order=order):
+        stack.backward(tape, dy, None, None, (0, 0, 0), dx, None, None, [None] * len(weights), False, order)
+
+    def apart():
+        return [np.zeros((1, 4), np.float32), np.zeros((2, 4), np.float32)]
+
+    packed, found = np.zeros((3, 4), np.float32), apart()
+    forward([rows[[1]], rows[[0, 2]]], found)
+    np.testing.assert_array_equal(found[1], y[[0, 2]])
+    np.testing.assert_array_equal(found[0], y[[1]])
+    backward(rows, packed)
+    backward([rows[[1]], rows[[0, 2]]], found)
+    np.testing.assert_array_equal(found[1], packed[[0, 2]])
+    np.testing.assert_array_equal(found[0], packed[[1]])
+
+    read_only = apart()
     read_only[1].flags.writeable = False
+    misaligned = np.frombuffer(bytearray(33), np.uint8)[1:].view(np.float32).reshape(2, 4)
     unequal = [np.ones((2, 4), np.float32), np.ones((2, 8), np.float32)[:, :4]]
     with pytest.raises(ValueError, match="steps 32 bytes apart"):
-        _kernels.unpack_sequences(np.zeros((4, 4), np.float32), order, np.array([0, 2, 4]), unequal)
-    for wrong in (
-        read_only,
+        forward(np.zeros((4, 4), np.float32), unequal, offsets=np.array([0, 2, 4]))
+    good = apart()
+    cannot_be_read = (
         good[::-1],  # too few steps
         [good[0], good[1].astype(np.float64)],
         [good[0], good[1][:, :3]],
@@ -320,13 +364,28 @@ def test_sequences_that_the_kernels_would_crash_on_are_refused():
         [good[0], np.ones(8, np.float32)],
         np.ones((3, 2, 4), np.float32),
         np.ones((2, 1, 4), np.float32),
-    ):
+    )
+    for wrong in (*cannot_be_read, read_only, [good[0], misaligned]):
         with pytest.raises(ValueError, match="sequences"):
-            _kernels.unpack_sequences(rows, order, offsets, wrong)
-    with pytest.raises(ValueError, match="order"):
-        _kernels.unpack_sequences(rows, np.array([1, 2]), offsets, good)
-    with pytest.raises(ValueError, match="rows"):
-        _kernels.unpack_sequences(rows[:2], order, offsets, good)
+            forward(rows, wrong)
+        with pytest.raises(ValueError, match="sequences"):
+            backward(rows, wrong)
+    for wrong in cannot_be_read:
+        with pytest.raises(ValueError, match="sequences"):
+            forward(wrong, y)
+        with pytest.raises(ValueError, match="sequences"):
+            backward(wrong, packed)
+    forward(read_only, [good[0], good[1]])
+    forward([good[0], misaligned], y)
+    for call in (forward, backward):
+        with pytest.raises(ValueError, match="order"):
+            call(rows, good, order=np.array([1, 2]))
+        with pytest.raises(ValueError, match="elements of the call's dtype"):
+            call(rows[:2], good)
+        with pytest.raises(ValueError, match="elements of the call's dtype"):
+            call(rows, packed[:2])
+        with pytest.raises(ValueError, match="an array"):
+            call(rows, good, order=None)
 
 
 def test_what_the_machine_reaches_is_measured(threads):

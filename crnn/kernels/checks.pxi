@@ -89,6 +89,16 @@ cdef void **starts_of(crnn_view *view, sequences, order, const crnn_batch *batch
     return starts
 
 
+cdef void **rows_of(void **packed, crnn_view *view, rows, order, const crnn_batch *batch, int typenum, Py_ssize_t width,
+                    str name, bint writable) except? NULL:
+    """Rows of a call: packed (R, width), or sequences in this order, whose starts are to be freed afterwards; None: neither."""
+    packed[0], view.sequences = NULL, NULL
+    if order is not None and (type(rows) is list or (cnp.PyArray_Check(rows) and cnp.PyArray_NDIM(<cnp.ndarray>rows) == 3)):
+        return starts_of(view, rows, order, batch, typenum, width, writable)
+    packed[0] = real(rows, typenum, <Py_ssize_t>batch.offsets[batch.steps] * width, name, writable)
+    return NULL
+
+
 cdef int find_starts(crnn_view *view, void **starts, sequences, const int64_t *places, const crnn_batch *batch,
                      int typenum, Py_ssize_t width, bint writable) except -1:
     cdef cnp.ndarray array
@@ -107,7 +117,7 @@ cdef int find_starts(crnn_view *view, void **starts, sequences, const int64_t *p
         if (cnp.PyArray_TYPE(array) != typenum or not cnp.PyArray_ISNOTSWAPPED(array) or n != 2 + together
                 or cnp.PyArray_DIM(array, n - 1) != width or cnp.PyArray_DIM(array, n - 2) < length
                 or (width > 1 and length > 0 and cnp.PyArray_STRIDE(array, n - 1) != item)
-                or (writable and not cnp.PyArray_ISWRITEABLE(array))):
+                or (writable and not cnp.PyArray_ISBEHAVED(array))):
             raise complain("sequences", array, f"at least {length} steps of {width} contiguous values")
         if length > 1:
             if known and view.step != cnp.PyArray_STRIDE(array, n - 2):

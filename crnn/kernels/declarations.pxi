@@ -44,6 +44,7 @@ cdef extern from "crnn.h" nogil:
         const void *c0
         const void *masks
         void *y
+        crnn_view y_view
         void *h_n
         void *c_n
     ctypedef struct crnn_backward_args:
@@ -55,6 +56,7 @@ cdef extern from "crnn.h" nogil:
         crnn_truncation truncation
         size_t k1, k2
         void *dx
+        crnn_view dx_view
         void *dh0
         void *dc0
         const crnn_weights *grads
@@ -107,13 +109,6 @@ cdef extern from "crnn.h" nogil:
     crnn_status crnn_update(const crnn_update_args *)
     double crnn_sum_squares(crnn_dtype, const void *, size_t)
     int crnn_all_finite(crnn_dtype, const void *, size_t)
-    ctypedef struct crnn_rows_args:
-        crnn_dtype dtype
-        crnn_batch batch
-        size_t width
-        crnn_view to
-        const void *rows
-    void crnn_unpack_rows(const crnn_rows_args *)
     void *crnn_allocate(size_t)
     void crnn_release(void *)
     void crnn_scale(crnn_dtype, void *, size_t, double)

@@ -1,4 +1,4 @@
-# Part of crnn/_kernels.pyx. Ids, memory for results, and rows: sequences as packed rows and back, rows by id.
+# Part of crnn/_kernels.pyx. Ids, memory for results, rows by id.
 
 def first_outside(ids, Py_ssize_t words):
     """Place of the first id that is not in 0..words-1, or -1."""
@@ -46,23 +46,24 @@ def empty(shape, dtype):
     return array
 
 
-def unpack_sequences(rows, order, offsets, sequences):
-    """sequences <- rows; what lies beyond a sequence's length stays as it is."""
-    cdef crnn_rows_args args
-    cdef int typenum = typenum_of(rows, "rows")
-    cdef Py_ssize_t T = offsets.shape[0] - 1, width = rows.shape[1]
-    args.batch.offsets = integers(offsets, T + 1, "offsets")
-    args.batch.batch, args.batch.steps = <size_t>order.shape[0], <size_t>T
-    args.dtype, args.width = dtype_of(typenum), <size_t>width
-    args.rows = real(rows, typenum, <Py_ssize_t>args.batch.offsets[T] * width, "rows", False)
-    cdef void **starts = starts_of(&args.to, sequences, order, &args.batch, typenum, width, True)
-    with nogil:
-        crnn_unpack_rows(&args)
-    free(starts)
-
-
 cdef extern from "<string.h>" nogil:
     void *memcpy(void *, const void *, size_t)
+    void *memset(void *, int, size_t)
+
+
+def padded(lengths, Py_ssize_t steps, Py_ssize_t width, dtype):
+    """An array (B, steps, width) from `empty`, zero where a sequence is over."""
+    cdef Py_ssize_t B = lengths.shape[0], i
+    cdef const int64_t *length = integers(lengths, B, "lengths")
+    for i in range(B):
+        if length[i] < 0 or length[i] > steps:
+            raise ValueError(f"lengths: {length[i]} is outside 0..{steps}")
+    cdef cnp.ndarray array = empty((B, steps, width), dtype)
+    cdef char *data = cnp.PyArray_BYTES(array)
+    width *= cnp.PyArray_ITEMSIZE(array)
+    for i in range(B):
+        memset(data + (i * steps + length[i]) * width, 0, <size_t>((steps - length[i]) * width))
+    return array
 
 
 cdef int copy_rows(src, index, out, bint scatter) except -1:

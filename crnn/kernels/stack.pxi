@@ -80,7 +80,8 @@ cdef class Stack:
 
     def forward(self, x, offsets, h0, c0, y, h_n, c_n, bint keep, masks=None, order=None):
         cdef crnn_forward_args args
-        cdef void **starts = NULL
+        cdef void **inputs = NULL
+        cdef void **outputs = NULL
         cdef int64_t bad = -1
         cdef crnn_batch batch
         cdef crnn_tape *tape = NULL
@@ -97,21 +98,23 @@ cdef class Stack:
         batch.batch, batch.steps = <size_t>B, <size_t>steps
         states = L * D * B * H
         args.x, args.ids, args.x_view.sequences, args.bad = NULL, NULL, NULL, &bad
-        if self.stack.onehot:
-            args.ids = integers(x, rows, "x")
-        elif order is None:
-            args.x = real(x, self.typenum, rows * <Py_ssize_t>self.stack.input, "x", False)
         args.h0 = real(h0, self.typenum, states, "h0", False)
         args.c0 = real(c0, self.typenum, states, "c0", False)
         args.masks = real(masks, self.typenum, (L - 1) * rows * D * H, "masks", False)
-        args.y = real(y, self.typenum, rows * D * H, "y", True)
         args.h_n = real(h_n, self.typenum, states, "h_n", True)
         args.c_n = real(c_n, self.typenum, states, "c_n", True)
-        if order is not None:
-            starts = starts_of(&args.x_view, x, order, &batch, self.typenum, <Py_ssize_t>self.stack.input, False)
-        with nogil:
-            status = crnn_forward(&self.stack, &batch, &args, &tape if keep else NULL)
-        free(starts)
+        try:
+            if self.stack.onehot:
+                args.ids = integers(x, rows, "x")
+            else:
+                inputs = rows_of(<void **>&args.x, &args.x_view, x, order, &batch, self.typenum,
+                                 <Py_ssize_t>self.stack.input, "x", False)
+            outputs = rows_of(&args.y, &args.y_view, y, order, &batch, self.typenum, D * H, "y", True)
+            with nogil:
+                status = crnn_forward(&self.stack, &batch, &args, &tape if keep else NULL)
+        finally:
+            free(inputs)
+            free(outputs)
         check(status)
         if bad >= 0:
             crnn_tape_free(tape)
@@ -140,7 +143,8 @@ cdef class Stack:
             return None
         shape[0], shape[1] = <cnp.npy_intp>self.stack.layers, cnp.PyArray_DIM(<cnp.ndarray>x, 0)
         shape[2] = <cnp.npy_intp>self.stack.input
-        args.x_view.sequences, args.bad, args.ids, args.masks, args.h0, args.c0 = NULL, NULL, NULL, NULL, NULL, NULL
+        args.x_view.sequences, args.y_view.sequences, args.bad = NULL, NULL, NULL
+        args.ids, args.masks, args.h0, args.c0 = NULL, NULL, NULL, NULL
         args.x = self.plain(x, 2, shape + 1)
         if shape[1] < 1 or args.x == NULL:
             return None
@@ -179,7 +183,8 @@ cdef class Stack:
 
     def backward(self, Tape tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, list grads, bint accumulate=False, order=None):
         cdef crnn_backward_args args
-        cdef void **starts = NULL
+        cdef void **upstream = NULL
+        cdef void **inputs = NULL
         cdef int64_t bad = -1
         cdef crnn_batch batch
         cdef crnn_status status
@@ -197,13 +202,9 @@ cdef class Stack:
         args.k1, args.k2 = schedule[1], schedule[2]
         if kind != 0 and (kind not in (1, 2) or D != 1 or args.k1 < 1 or (kind == 2 and args.k2 < args.k1)):
             raise ValueError(f"schedule: got {schedule} for {D} direction(s)")
-        args.dy, args.dy_view.sequences, args.bad = NULL, NULL, &bad
-        if order is None:
-            args.dy = real(dy, self.typenum, rows * D * H, "dy", False)
+        args.bad = &bad
         args.dh_n = real(dh_n, self.typenum, states, "dh_n", False)
         args.dc_n = real(dc_n, self.typenum, states, "dc_n", False)
-        args.dx = real(dx, self.typenum, rows * (self.gate_rows if self.stack.onehot else <Py_ssize_t>self.stack.input),
-                       "dx", True)
         args.dh0 = real(dh0, self.typenum, states, "dh0", True)
         args.dc0 = real(dc0, self.typenum, states, "dc0", True)
         args.grads = NULL
@@ -212,8 +213,12 @@ cdef class Stack:
             if grads is not None:
                 pointers = self.resolve(grads, True)
                 args.grads = pointers
-            if order is not None:
-                starts = starts_of(&args.dy_view, dy, order, &batch, self.typenum, D * H, False)
+            upstream = rows_of(<void **>&args.dy, &args.dy_view, dy, order, &batch, self.typenum, D * H, "dy", False)
+            if self.stack.onehot:
+                args.dx, args.dx_view.sequences = real(dx, self.typenum, rows * self.gate_rows, "dx", True), NULL
+            else:
+                inputs = rows_of(&args.dx, &args.dx_view, dx, order, &batch, self.typenum,
+                                 <Py_ssize_t>self.stack.input, "dx", True)
             with nogil:
                 status = crnn_backward(&self.stack, &batch, tape.tape, &args)
             check(status)
@@ -221,4 +226,5 @@ cdef class Stack:
                 raise NotFinite(bad)
         finally:
             free(pointers)
-            free(starts)
+            free(upstream)
+            free(inputs)

@@ -18,7 +18,6 @@ typedef struct crnn_kernels {
     void (*update)(const crnn_update_args *);
     double (*sum_squares)(const void *, size_t);
     int (*all_finite)(const void *, size_t);
-    void (*unpack_rows)(const crnn_rows_args *);
     void (*scale)(void *, size_t, double);
     void (*add_rows)(void *, size_t, size_t, const int64_t *, const void *, size_t, size_t, double);
     void (*function)(char, const void *, void *, size_t);

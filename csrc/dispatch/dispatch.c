@@ -196,7 +196,6 @@ crnn_status crnn_update(const crnn_update_args *args)
 
 double crnn_sum_squares(crnn_dtype dtype, const void *a, size_t n) { return kernels(dtype)->sum_squares(a, n); }
 int crnn_all_finite(crnn_dtype dtype, const void *a, size_t n) { return kernels(dtype)->all_finite(a, n); }
-void crnn_unpack_rows(const crnn_rows_args *args) { kernels(args->dtype)->unpack_rows(args); }
 void crnn_scale(crnn_dtype dtype, void *a, size_t n, double factor) { kernels(dtype)->scale(a, n, factor); }
 
 void crnn_add_rows(crnn_dtype dtype, void *dst, size_t row_step, size_t element_step, const int64_t *ids,

@@ -49,9 +49,10 @@ typedef struct {
     const int64_t *offsets; /* (T+1) */
 } crnn_batch;
 
-/* Rows where a caller has them, instead of packed. Whoever reads them looks at every value on the way. */
+/* Rows where a caller has them or wants them, instead of packed. Whoever reads them looks at every value on the way. */
 typedef struct {
-    void *const *sequences; /* (B) first step of each sequence, longest first, in any alignment; null: rows are packed */
+    void *const *sequences; /* (B) first step of each sequence, longest first; null: rows are packed. To be read: in any
+                               alignment; to be written: aligned as their type */
     ptrdiff_t step;         /* bytes from one step of a sequence to the next */
 } crnn_view;
 
@@ -63,6 +64,7 @@ typedef struct {
     const void *h0, *c0; /* (L*D, B, H) or null = zeros */
     const void *masks;   /* (L-1, R, D*H) multiplied onto the input of layers 1.., or null */
     void *y;             /* (R, D*H) or null */
+    crnn_view y_view;    /* instead of y */
     void *h_n, *c_n;     /* (L*D, B, H) or null */
 } crnn_forward_args;
 
@@ -74,6 +76,7 @@ typedef struct {
     crnn_truncation truncation;
     size_t k1, k2;           /* window: k1; chunk: k1, k2 */
     void *dx;                /* (R, input), one-hot: (R, G*H); or null */
+    crnn_view dx_view;       /* instead of dx, but not one-hot */
     void *dh0, *dc0;         /* (L*D, B, H) or null */
     const crnn_weights *grads; /* (L*D) or null */
     int accumulate;          /* add to grads instead of overwriting them */
@@ -106,17 +109,6 @@ CRNN_API crnn_status crnn_stepper_new(const crnn_stack *stack, size_t batch, crn
 CRNN_API void crnn_step(crnn_stepper *stepper, const void *x, void *y);
 CRNN_API crnn_states crnn_stepper_states(crnn_stepper *stepper);
 CRNN_API void crnn_stepper_free(crnn_stepper *stepper);
-
-/* Packed rows to where a caller wants them. */
-typedef struct {
-    crnn_dtype dtype;
-    crnn_batch batch;
-    size_t width;
-    crnn_view to;
-    const void *rows; /* (R, width) */
-} crnn_rows_args;
-
-CRNN_API void crnn_unpack_rows(const crnn_rows_args *args);
 
 typedef struct {
     crnn_dtype dtype;

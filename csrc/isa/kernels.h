@@ -35,7 +35,6 @@ const crnn_kernels THIS_KERNELS = {
     .update = kernel_update,
     .sum_squares = kernel_sum_squares,
     .all_finite = kernel_all_finite,
-    .unpack_rows = kernel_unpack_rows,
     .scale = kernel_scale,
     .add_rows = kernel_add_rows,
     .function = kernel_function,

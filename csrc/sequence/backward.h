@@ -28,6 +28,7 @@ typedef struct {
     T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1} */
     size_t ldx;
     size_t view_ld; /* of args->dy_view (even_rows) */
+    int wants_dx;   /* the caller does, and not of ids */
     crnn_hand *hands; /* per layer, gradient and thread: the rows that the thread begins with, GRADIENT_ROWS an item */
     T *rooms;    /* per thread: the last columns of a block of W_ih */
     T *bias_sum; /* (G*H) */
@@ -299,24 +300,33 @@ static void input_rows(const backward_call *call, size_t q, size_t row, size_t r
     }
 }
 
-/* out (natural order) = d W_ih of the first direction, += of the second; rows are the direction's own [lo, hi). */
-static void input_gradient(const backward_call *call, size_t q, size_t lo, size_t hi, T *out, size_t ldo, int rank)
+/* Rows of an input gradient: packed in natural order, or a caller's. */
+typedef struct {
+    T *packed;
+    size_t ld;
+    const crnn_view *view; /* null: packed */
+} input_target;
+
+/* to = d W_ih of the first direction, += of the second; rows are the direction's own [lo, hi). */
+static void input_gradient(const backward_call *call, size_t q, size_t lo, size_t hi, input_target target, int rank)
 {
     const run_state *s = call->s;
     const layer_run *run = s->layers + q;
+    const crnn_view *view = target.view;
     /* Packed weights give whole vectors of columns, or half a one at the end. */
     const size_t half = HALVES ? VW / 2 : VW;
-    if (!run->reversed && (!call->layers[q].pack_ih || run->input % half == 0)) {
-        input_rows(call, q, lo, hi - lo, out + lo * ldo, ldo, rank);
+    if (!view && !run->reversed && (!call->layers[q].pack_ih || run->input % half == 0)) {
+        input_rows(call, q, lo, hi - lo, target.packed + lo * target.ld, target.ld, rank);
         return;
     }
     T *block = call->blocks + (size_t)rank * PRODUCT_ROWS * call->ld_block;
     for (size_t row = lo; row < hi; row += PRODUCT_ROWS) {
         size_t rows = hi - row < PRODUCT_ROWS ? hi - row : PRODUCT_ROWS;
         input_rows(call, q, row, rows, block, call->ld_block, rank);
-        for (size_t i = 0; i < rows; i++) {
-            T *to = out + (run->reversed ? (size_t)s->flip[row + i] : row + i) * ldo;
-            const T *from = block + i * call->ld_block;
+        for (row_walk w = walk_rows(s, row, row + rows); next_row(s, &w);) {
+            T *to = view ? (T *)(void *)view_row(s, view, run->reversed, w.t, w.i)
+                         : target.packed + flipped(s, run->reversed, w.row) * target.ld;
+            const T *from = block + (w.row - row) * call->ld_block;
             if (!run->reversed) memcpy(to, from, run->input * sizeof(T));
             else
                 for (size_t k = 0; k < run->input; k++) to[k] += from[k];
@@ -347,11 +357,9 @@ static void start_rows(const backward_call *call, size_t q, size_t loss_lo, size
 {
     const run_state *s = call->s;
     const layer_back *back = call->layers + q;
-    if (back->lying || lo >= hi) return;
-    for (size_t r = lo, t = step_of(s, lo); r < hi; r++) {
-        while (r >= (size_t)s->offsets[t + 1]) t++;
-        start_row(call, q, t, loss_lo, r - (size_t)s->offsets[t], 0, s->UV, back->dh + (s->B + r) * s->ldh, rank);
-    }
+    if (back->lying) return;
+    for (row_walk w = walk_rows(s, lo, hi); next_row(s, &w);)
+        start_row(call, q, w.t, loss_lo, w.i, 0, s->UV, back->dh + (s->B + w.row) * s->ldh, rank);
 }
 
 /* One range of steps through all layers, losses from step loss_lo on. */
@@ -381,7 +389,7 @@ static void range_backward(const backward_call *call, size_t lo, size_t hi, size
             }
             if (call->overlap) add_rows_to(back->sum + r0 * s->ldg, back->d + r0 * s->ldg, r1 - r0, s->ldg);
             while (l > 0 && take_rows_of(call, q, OF_INPUT, last - first, rank, &a, &b))
-                input_gradient(call, q, first + a, first + b, call->dx, call->ldx, rank);
+                input_gradient(call, q, first + a, first + b, (input_target){call->dx, call->ldx, NULL}, rank);
             crnn_barrier(team);
         }
     }

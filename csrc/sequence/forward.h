@@ -15,17 +15,18 @@ INLINE size_t flipped(const run_state *s, int reversed, size_t r) { return rever
 static void gather_input(const run_state *s, const forward_call *call, size_t l, layer_run *run, size_t lo, size_t hi,
                          int64_t *bad)
 {
-    size_t width = run->input, H = s->H, t = 0;
+    size_t width = run->input, H = s->H;
     const crnn_view *view = l == 0 && call->args.x_view.sequences ? &call->args.x_view : NULL;
-    if (view) t = step_of(s, lo);
-    for (size_t r = lo; r < hi; r++) {
+    for (row_walk w = walk_rows(s, lo, view ? hi : lo); next_row(s, &w);) {
+        T *x = run->x + w.row * run->ldx;
+        memcpy(x, view_row(s, view, run->reversed, w.t, w.i), width * sizeof(T));
+        if (!run->reversed && !kernel_all_finite(x, width)) note_bad(bad, w.row);
+        memset(x + width, 0, (run->ldx - width) * sizeof(T));
+    }
+    for (size_t r = lo; r < hi && !view; r++) {
         size_t row = flipped(s, run->reversed, r);
         T *x = run->x + r * run->ldx;
-        if (view) {
-            if (r == (size_t)s->offsets[t + 1]) t++;
-            memcpy(x, view_row(s, view, run->reversed, t, r - (size_t)s->offsets[t]), width * sizeof(T));
-            if (!run->reversed && !kernel_all_finite(x, width)) note_bad(bad, row);
-        } else if (l == 0) {
+        if (l == 0) {
             memcpy(x, (const T *)call->args.x + row * width, width * sizeof(T));
         } else {
             for (size_t e = 0; e < s->D; e++) {
@@ -218,12 +219,15 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         small_loop(s, run, x, ldx, i0, i1, u0, u1, call->turn, run == s->layers + s->L * s->D - 1, team);
         return;
     }
+    layer_run own = *run;
+    if (s->gates_apart) own.gates += (size_t)rank * s->chunk_rows * s->ldg;
+    run = &own;
     for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
         t1 = next_chunk(s, t0);
         size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t0];
-        /* Without a tape every block of steps uses the same rows of gates, and in a ragged batch a sequence's row moves
-         * from block to block: nobody may begin the next block before all have left this one. */
-        if (t0 > 0 && !s->keep_gates && !s->dense) crnn_barrier(team);
+        /* A sequence's row of gates moves from chunk to chunk of a ragged batch: nobody may begin the next one before all have
+         * left this one, unless each has rows of its own. */
+        if (t0 > 0 && !s->keep_gates && !s->dense && s->plan.forward == BY_UNITS) crnn_barrier(team);
         project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx, rank);
         for (size_t t = t0; t < t1; t++) {
             if (lying) small_step(s, run, rec, t, gate_base, NULL, 0, i0, i1, u0, u1, 0, t & 1);
@@ -238,12 +242,16 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     if (s->plan.forward != BY_UNITS) crnn_barrier(team);
 }
 
-static void copy_outputs(const run_state *s, T *y, size_t lo, size_t hi)
+static void copy_outputs(const run_state *s, const crnn_forward_args *args, size_t lo, size_t hi)
 {
-    for (size_t d = 0; y && d < s->D; d++) {
-        const layer_run *top = s->layers + (s->L - 1) * s->D + d;
-        for (size_t r = lo; r < hi; r++)
-            memcpy(y + (r * s->D + d) * s->H, top->h + (s->B + flipped(s, top->reversed, r)) * s->ldh, s->H * sizeof(T));
+    const crnn_view *view = args->y_view.sequences ? &args->y_view : NULL;
+    if (!args->y && !view) return;
+    for (row_walk w = walk_rows(s, lo, hi); next_row(s, &w);) {
+        T *y = view ? (T *)(void *)view_row(s, view, 0, w.t, w.i) : (T *)args->y + w.row * s->D * s->H;
+        for (size_t d = 0; d < s->D; d++) {
+            const layer_run *top = s->layers + (s->L - 1) * s->D + d;
+            memcpy(y + d * s->H, top->h + (s->B + flipped(s, top->reversed, w.row)) * s->ldh, s->H * sizeof(T));
+        }
     }
 }
 
@@ -264,7 +272,7 @@ static void forward_work(void *context, int rank, crnn_team *team)
     if (s->small) return;
     size_t lo, hi;
     crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
-    copy_outputs(s, call->args.y, lo, hi);
+    copy_outputs(s, &call->args, lo, hi);
     for (size_t q = 0; q < s->L * s->D && s->plan.far; q++)
         push_out_forward(s, s->layers + q, rank, crnn_team_size(team));
 }
@@ -284,7 +292,7 @@ static void run_forward(run_state *s, const crnn_forward_args *args)
     forward_call call = {.s = s, .args = *args};
     for (int i = 0; i < CRNN_MAX_THREADS; i++) call.bad[i] = -1;
     crnn_parallel(s->plan.threads, s->plan.brief, forward_work, &call);
-    if (s->small) copy_outputs(s, args->y, 0, s->R);
+    if (s->small) copy_outputs(s, args, 0, s->R);
     for (size_t q = 0; q < LD; q++)
         for (size_t i = 0; i < s->B; i++) {
             size_t row = last_state_row(s, i) * s->ldh, out = q * BH + i * s->H;
@@ -298,8 +306,8 @@ static void run_forward(run_state *s, const crnn_forward_args *args)
 static void run_step(run_state *s, const void *x, void *y)
 {
     if (s->ids) memcpy(s->ids, x, s->R * sizeof(int64_t));
-    forward_call call = {.s = s, .args = {.x = s->ids ? NULL : x}, .turn = s->turn ^= 1};
+    forward_call call = {.s = s, .args = {.x = s->ids ? NULL : x, .y = y}, .turn = s->turn ^= 1};
     crnn_parallel(s->plan.threads, s->plan.brief, forward_work, &call);
-    copy_outputs(s, y, 0, s->R);
+    copy_outputs(s, &call.args, 0, s->R);
     for (size_t q = 0; q < s->L; q++) memcpy(s->layers[q].h, s->layers[q].h + s->B * s->ldh, s->B * s->ldh * sizeof(T));
 }

@@ -37,6 +37,7 @@ typedef struct {
     int dense;               /* all sequences have T steps */
     int keep;
     int keep_gates;          /* backward reads them */
+    int gates_apart;         /* otherwise: every thread has a chunk of its own, nobody waits for the others between two */
     int small;               /* so few rows that packing the weights would cost more than it saves (small.h) */
     int zero_start;          /* no initial state was given */
     int stepping;            /* one step again and again: states stay in rows 0..B-1 of h and c */
@@ -86,9 +87,40 @@ static size_t step_of(const run_state *s, size_t r)
 }
 
 /* Where a caller's sequence i has its step t, counted from the other end in a reversed direction. */
-INLINE const char *view_row(const run_state *s, const crnn_view *view, int reversed, size_t t, size_t i)
+INLINE char *view_row(const run_state *s, const crnn_view *view, int reversed, size_t t, size_t i)
 {
-    return (const char *)view->sequences[i] + (ptrdiff_t)(reversed ? s->length[i] - 1 - t : t) * view->step;
+    return (char *)view->sequences[i] + (ptrdiff_t)(reversed ? s->length[i] - 1 - t : t) * view->step;
+}
+
+/* Packed rows [lo, hi) in an order in which several steps of a sequence follow each other: where a caller has them they lie side by
+ * side, and the hardware reads ahead. */
+#define STEPS_TOGETHER 16
+typedef struct {
+    size_t lo, hi, first; /* first: of the steps that are walked together */
+    size_t t, i, row;     /* the row where the walk stands: step, sequence, packed row */
+} row_walk;
+
+static row_walk walk_rows(const run_state *s, size_t lo, size_t hi)
+{
+    const size_t t = lo < hi ? step_of(s, lo) : 0;
+    return (row_walk){.lo = lo, .hi = hi, .first = t, .t = t, .i = (size_t)-1};
+}
+
+/* Moves on to the next row, before all to the first one; 0: there is none. */
+static int next_row(const run_state *s, row_walk *w)
+{
+    for (;;) {
+        if (w->i == (size_t)-1 || ++w->t == w->first + STEPS_TOGETHER || w->i >= block_rows(s, w->t)) {
+            w->t = w->first;
+            if (++w->i >= block_rows(s, w->first)) {
+                w->t = w->first += STEPS_TOGETHER;
+                w->i = 0;
+            }
+            if (w->lo >= w->hi || w->first >= s->steps || (size_t)s->offsets[w->first] >= w->hi) return 0;
+        }
+        w->row = (size_t)s->offsets[w->t] + w->i;
+        if (w->row >= w->lo && w->row < w->hi) return 1;
+    }
 }
 
 /* The smaller of the rows that are named, -1 naming none. */

@@ -24,7 +24,7 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
         int onehot = l == 0 && stack->onehot, copied = !onehot && (s->keep || l > 0 || run->reversed || args->x_view.sequences);
         run->ldx = leading(run->input);
         run->x = copied ? take_rows(a, s->R, run->ldx) : NULL;
-        run->gates = take_rows(a, s->keep_gates ? s->R : s->chunk_rows, s->ldg);
+        run->gates = take_rows(a, s->keep_gates ? s->R : s->chunk_rows * (s->gates_apart ? (size_t)s->plan.threads : 1), s->ldg);
         run->h = a->base ? h + q * (s->B + s->R) * s->ldh : NULL;
         run->c = a->base && c ? c + q * (s->B + s->R) * s->ldh : NULL;
         if (s->small) continue;
@@ -64,12 +64,12 @@ static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, con
     s->ldg = leading((size_t)s->shape.slots * s->Hp);
     s->ldh = leading(s->Hp);
     s->dense = s->R == s->B * s->steps;
-    /* An RNN's gradient needs its states only. In ragged batches a block of steps that leaves no gates behind costs a barrier. */
-    s->keep_gates = keep && (s->shape.slots > 1 || !s->dense);
+    s->keep_gates = keep && s->shape.slots > 1; /* an RNN's gradient needs its states only */
     /* Several steps of a wide layer read W_ih once for all, not once per step: up to a third faster. */
     s->small = few_rows(s->R, s->steps, read_width(stack) + s->H) && (s->steps == 1 || !is_wide(s, s->H));
     s->zero_start = args->h0 == NULL;
     s->plan = choose_threads(s, read_width(stack));
+    s->gates_apart = !s->keep_gates && !s->dense && s->plan.threads > 1 && s->plan.forward == BY_SEQUENCES;
     s->chunk_rows = 262144 / (s->ldg * sizeof(T));
     if (s->chunk_rows < 48) s->chunk_rows = 48;
     if (s->chunk_rows > s->R || input_in_rooms(s)) s->chunk_rows = s->R;

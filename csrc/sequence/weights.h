@@ -90,18 +90,20 @@ static void gradients_of_input(const backward_call *call, int rank, crnn_team *t
 {
     const run_state *s = call->s;
     size_t lo, hi, GH = (size_t)s->shape.gates * s->H, width = s->layers[0].input;
-    T *out = call->args->dx;
-    if (!out) return;
+    const crnn_backward_args *args = call->args;
     if (s->ids) {
+        T *out = args->dx;
+        if (!out) return;
         crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
         for (size_t r = lo; r < hi; r++)
             for (size_t g = 0; g < (size_t)s->shape.gates; g++)
                 memcpy(out + r * GH + g * s->H, call->layers[0].sum + r * s->ldg + g * s->Hp, s->H * sizeof(T));
         return;
     }
-    for (size_t e = 0; e < s->D; e++) {
+    const input_target to = {args->dx, width, args->dx_view.sequences ? &args->dx_view : NULL};
+    for (size_t e = 0; e < s->D && call->wants_dx; e++) {
         if (e > 0) crnn_barrier(team);
-        while (take_rows_of(call, e, OF_INPUT, s->R, rank, &lo, &hi)) input_gradient(call, e, lo, hi, out, width, rank);
+        while (take_rows_of(call, e, OF_INPUT, s->R, rank, &lo, &hi)) input_gradient(call, e, lo, hi, to, rank);
     }
 }
 
@@ -193,7 +195,7 @@ static void lay_out_back(arena *a, backward_call *call)
     size_t rec = (size_t)s->shape.recurrent.gates, widest = s->D * s->H;
     call->ldx = leading(widest);
     call->dx = s->L > 1 ? take_rows(a, s->R, call->ldx) : NULL;
-    if (!s->ids && call->args->dx && s->layers[0].input > widest) widest = s->layers[0].input;
+    if (call->wants_dx && s->layers[0].input > widest) widest = s->layers[0].input;
     call->ld_block = leading(widest);
     call->rooms = TAKE(a, T, (size_t)s->plan.threads * LYING_DEPTH * 4 * VW);
     call->hands = TAKE(a, crnn_hand, s->L * s->D * OF_COUNT * (size_t)s->plan.threads);
@@ -215,7 +217,7 @@ static void lay_out_back(arena *a, backward_call *call)
         back->dc0 = lstm ? take_rows(a, s->B, s->ldh) : NULL;
         back->pack_hh = recurrent_lies_back(s) && !window ? NULL : TAKE(a, T, rec * s->H * s->Hp);
         back->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->H * s->Hp) : NULL;
-        int packed = (q >= s->D || (call->args->dx && !s->ids)) && !input_lies_back(s, s->layers[q].input);
+        int packed = (q >= s->D || call->wants_dx) && !input_lies_back(s, s->layers[q].input);
         back->pack_ih = packed ? TAKE(a, T, (size_t)s->shape.gates * s->H * round_up(s->layers[q].input, VW)) : NULL;
         back->h_prev = s->dense ? NULL : take_rows(a, s->R, s->ldh);
     }
@@ -230,6 +232,7 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
     backward_call call = {.s = s, .stack = stack, .args = args, .bad = bad};
     for (int i = 0; i < CRNN_MAX_THREADS; i++) bad[i] = -1;
     call.view_ld = even_rows(&args->dy_view, s->B);
+    call.wants_dx = !s->ids && (args->dx || args->dx_view.sequences);
     call.overlap = args->truncation == CRNN_WINDOW || (args->truncation == CRNN_CHUNK && args->k2 > args->k1);
     arena measure = {0};
     lay_out_back(&measure, &call);

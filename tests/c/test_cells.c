@@ -227,8 +227,8 @@ static void check_same_gradients(crnn_dtype dtype, const backward_call *a, const
         check_same_bits(a->grads[at].weight_hh, b->grads[at].weight_hh, GH * now.hidden * e, "d weight_hh", where);
 }
 
-/* Packed values as sequences, three elements between their steps that nobody may look at: each on its own, or all evenly spaced
- * in one block, whose steps may lie backwards. */
+/* Packed values (null: room for them) as sequences, three elements between their steps that nobody may look at: each on its own,
+ * or all evenly spaced in one block, whose steps may lie backwards. */
 typedef enum { APART, EVENLY, EVENLY_BACKWARDS } spacing;
 static void **scattered(crnn_dtype dtype, const double *values, size_t width, spacing evenly, ptrdiff_t *step)
 {
@@ -242,7 +242,7 @@ static void **scattered(crnn_dtype dtype, const double *values, size_t width, sp
         size_t n = net.lengths[i], size = n ? n * (width + 3) - 3 : 0;
         starts[i] = evenly ? block + i * apart * element(dtype) : buffer(dtype, size);
         for (size_t e = 0; e < size; e++) put(dtype, starts[i], e, NAN);
-        for (size_t t = 0; t < n; t++)
+        for (size_t t = 0; t < n && values; t++)
             for (size_t k = 0; k < width; k++)
                 put(dtype, starts[i], (backwards ? n - 1 - t : t) * (width + 3) + k,
                     values[((size_t)net.offsets[t] + i) * width + k]);
@@ -252,7 +252,39 @@ static void **scattered(crnn_dtype dtype, const double *values, size_t width, sp
     return starts;
 }
 
-/* Input and upstream gradients where a caller has them give the same bits as packed ones; what is not finite is found. */
+/* The reverse; what lies between the steps must still be as it was. */
+static void *collected(crnn_dtype dtype, void **starts, size_t width, ptrdiff_t step, const char *where)
+{
+    void *packed = buffer(dtype, rows_of(&net) * width);
+    for (size_t i = 0; i < now.batch; i++)
+        for (size_t t = 0; t < net.lengths[i]; t++) {
+            const char *at = (char *)starts[i] + (ptrdiff_t)t * step;
+            const int between = step > 0 ? t + 1 < net.lengths[i] : t > 0;
+            for (size_t k = 0; k < width; k++) put(dtype, packed, ((size_t)net.offsets[t] + i) * width + k, get(dtype, at, k));
+            for (size_t k = width; between && k < width + 3; k++)
+                CHECK(isnan(get(dtype, at, k)), "%s: sequence %zu was written to after step %zu", where, i, t);
+        }
+    return packed;
+}
+
+/* Forward with its output where a caller wants it. */
+static void check_outputs_apart(problem *p, const void *y, spacing evenly, crnn_tape **tape, const char *where)
+{
+    crnn_dtype dtype = p->stack.dtype;
+    size_t width = now.directions * now.hidden;
+    void **ys = scattered(dtype, NULL, width, evenly, &p->forward.y_view.step);
+    new_forward_outputs(p);
+    p->forward.y = NULL, p->forward.y_view.sequences = ys, *p->forward.bad = 77;
+    crnn_forward(&p->stack, &p->batch, &p->forward, tape);
+    CHECK(*p->forward.bad == -1, "%s: finite input, but row %lld is named", where, (long long)*p->forward.bad);
+    check_same_bits(collected(dtype, ys, width, p->forward.y_view.step, where), y, rows_of(&net) * width * element(dtype),
+                    tape ? "y of sequences" : "y of sequences, inference", where);
+    p->forward.y_view.sequences = NULL;
+    free(ys);
+}
+
+/* Input and upstream gradients where a caller has them, and results where he wants them, give the same bits as packed ones; what
+ * is not finite is found. */
 static void test_views(const problem *packed, const void *y, const backward_call *first, const char *where)
 {
     crnn_dtype dtype = packed->stack.dtype;
@@ -263,18 +295,14 @@ static void test_views(const problem *packed, const void *y, const backward_call
     while (net.lengths[i] == 0) i = 0;
     t = random_below(net.lengths[i]), row = (size_t)net.offsets[t] + i;
     p.forward.bad = &bad;
-    void **xs = NULL, **dys = NULL;
+    void **xs = NULL, **dys = NULL, **dxs = NULL;
     if (!now.onehot) {
         p.forward.x = NULL;
         p.forward.x_view.sequences = xs = scattered(dtype, net.x, now.input, APART, &p.forward.x_view.step);
     }
-    new_forward_outputs(&p);
-    crnn_forward(&p.stack, &p.batch, &p.forward, NULL);
-    CHECK(bad == -1, "%s: finite input, but row %lld is named", where, (long long)bad);
-    check_same_bits(p.forward.y, y, rows_of(&net) * y_width * element(dtype), "y of sequences, inference", where);
-    new_forward_outputs(&p);
-    crnn_forward(&p.stack, &p.batch, &p.forward, &tape);
-    check_same_bits(p.forward.y, y, rows_of(&net) * y_width * element(dtype), "y of sequences", where);
+    check_outputs_apart(&p, y, APART, NULL, where);
+    check_outputs_apart(&p, y, EVENLY_BACKWARDS, NULL, where);
+    check_outputs_apart(&p, y, EVENLY, &tape, where);
     const size_t last = 2 * scheme_count();
     for (size_t n = 0; n <= last; n++) {
         const size_t s = n == last ? 0 : n / 2;
@@ -282,14 +310,20 @@ static void test_views(const problem *packed, const void *y, const backward_call
         backward_call call = new_backward(dtype, &SCHEMES[s]);
         call.args.dy = NULL, call.args.bad = &bad;
         call.args.dy_view.sequences = dys = scattered(dtype, dy, y_width, evenly, &call.args.dy_view.step);
+        if (!now.onehot) {
+            call.args.dx = NULL;
+            call.args.dx_view.sequences = dxs = scattered(dtype, NULL, now.input, evenly, &call.args.dx_view.step);
+        }
         bad = 77;
         crnn_backward(&p.stack, &p.batch, tape, &call.args);
         CHECK(bad == -1, "%s: finite gradients, but row %lld is named", where, (long long)bad);
-        check_same_gradients(dtype, &first[s], &call, where);
+        backward_call seen = call;
+        if (dxs) seen.args.dx = collected(dtype, dxs, now.input, call.args.dx_view.step, where);
+        check_same_gradients(dtype, &first[s], &seen, where);
         put(dtype, (char *)dys[i] + (ptrdiff_t)t * call.args.dy_view.step, random_below(y_width), t % 2 ? NAN : -INFINITY);
         crnn_backward(&p.stack, &p.batch, tape, &call.args);
         CHECK(bad == (int64_t)row, "%s: gradient row %lld is named instead of %zu", where, (long long)bad, row);
-        free(dys), free(call.grads);
+        free(dys), free(dxs), free(call.grads);
     }
     crnn_tape_free(tape);
     if (xs) {
