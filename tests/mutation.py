@@ -52,7 +52,7 @@ EVERY_OPERATOR = {
 BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/simd/math.h", "at_most(at_least(-x,", "at_most(at_least(x,", CELLS),
     ("csrc/simd/math.h", "return copysign_of(m / ((T)2 - m), x);", "return m / ((T)2 - m);", CELLS),
-    ("csrc/sequence/layout.h", "w->i >= block_rows(s, w->t)", "0", KERNELS),
+    ("csrc/sequence/layout.h", "w->i >= block_rows(s, t) || ", "", KERNELS),
     ("csrc/sequence/layout.h", "            w->i = 0;", "            w->i = 1;", KERNELS),
     ("csrc/sequence/forward.h", "own.gates += (size_t)rank * s->chunk_rows * s->ldg", "own.gates += 0", CHUNKS),
     ("csrc/sequence/forward.h", "x[k] *= mask[k]", "x[k] += mask[k]", KERNELS),

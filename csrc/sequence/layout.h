@@ -102,25 +102,27 @@ typedef struct {
 
 static row_walk walk_rows(const run_state *s, size_t lo, size_t hi)
 {
-    const size_t t = lo < hi ? step_of(s, lo) : 0;
-    return (row_walk){.lo = lo, .hi = hi, .first = t, .t = t, .i = (size_t)-1};
+    const size_t first = lo < hi ? step_of(s, lo) : 0;
+    return (row_walk){.lo = lo, .hi = hi, .first = first, .t = first - 1};
 }
 
 /* Moves on to the next row, before all to the first one; 0: there is none. */
 static int next_row(const run_state *s, row_walk *w)
 {
-    for (;;) {
-        if (w->i == (size_t)-1 || ++w->t == w->first + STEPS_TOGETHER || w->i >= block_rows(s, w->t)) {
-            w->t = w->first;
+    while (w->lo < w->hi) {
+        const size_t t = ++w->t;
+        if (t == w->first + STEPS_TOGETHER || w->i >= block_rows(s, t) || (size_t)s->offsets[t] + w->i >= w->hi) {
             if (++w->i >= block_rows(s, w->first)) {
-                w->t = w->first += STEPS_TOGETHER;
+                w->first += STEPS_TOGETHER;
                 w->i = 0;
+                if (w->first >= s->steps || (size_t)s->offsets[w->first] >= w->hi) return 0;
             }
-            if (w->lo >= w->hi || w->first >= s->steps || (size_t)s->offsets[w->first] >= w->hi) return 0;
+            w->t = w->first;
         }
         w->row = (size_t)s->offsets[w->t] + w->i;
         if (w->row >= w->lo && w->row < w->hi) return 1;
     }
+    return 0;
 }
 
 /* The smaller of the rows that are named, -1 naming none. */
