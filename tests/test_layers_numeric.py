@@ -122,15 +122,7 @@ SHARED_WORK = [
         (65, 70, (5,), 1, True, "float32", ("full",)),
         (4, 40, (2, 1) * 17, 2, True, "float64", ("full",)),
         (60, 14, (9, 6, 8) * 40, 1, True, "float32", ("full",)),  # fewer vectors of units than threads
-        (
-            9,
-            70,
-            (60, 25, 70, 2) * 6,
-            1,
-            False,
-            "float32",
-            ("full",),
-        ),  # chunks of steps that threads leave at their own pace
+        (9, 70, (60, 25, 70, 2) * 6, 1, False, "float32", ("full",)),  # several chunks, threads at their own pace
         (70, 6, (9,) * 130, 2, False, "float64", ("window", 2)),
     ]
 ]
