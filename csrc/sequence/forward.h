@@ -226,8 +226,7 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         t1 = next_chunk(s, t0);
         size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t0];
         /* A sequence's row of gates moves from chunk to chunk of a ragged batch: nobody may begin the next one before all have
-         * left this one, unless each has rows of its own. */
-        if (t0 > 0 && !s->keep_gates && !s->dense && s->plan.forward == BY_UNITS) crnn_barrier(team);
+         * left this one. By sequences each thread has rows of its own, by units every step ends with a barrier. */
         project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx, rank);
         for (size_t t = t0; t < t1; t++) {
             if (lying) small_step(s, run, rec, t, gate_base, NULL, 0, i0, i1, u0, u1, 0, t & 1);
