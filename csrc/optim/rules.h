@@ -36,8 +36,10 @@ typedef struct {
     rule_row rule;
 } update_call;
 
-/* Elements from which two threads update (or scale) a dense tensor faster than one. */
-#define UPDATE_SHARED ((size_t)1 << 18)
+/* Elements from which two threads update (or scale) a dense tensor faster than one: near cores, all in cache, SGD 1.4 times as
+ * fast with 16384 and twice with 131072, Adam 1.5 to 1.9 times. Gradients come from all threads, and parameters that another core
+ * has read take several times as long to write. */
+#define UPDATE_SHARED ((size_t)1 << 14)
 
 static void update_dense(void *context, int rank, crnn_team *team)
 {
