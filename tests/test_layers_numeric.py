@@ -138,6 +138,32 @@ def test_work_shared_by_threads(case, isa, threads):
         grid.identical(one, grid.library(case))
 
 
+# Wide input, few units, few sequences: all threads project the rows, one walks the steps, in several chunks. The oracle
+# would take a minute for each; these kernels agree with it above.
+ALONE = [
+    Case(kind, inputs, hidden, lengths, layers, dtype=dtype, scheme=scheme)
+    for kind in KINDS
+    for inputs, hidden, lengths, layers, dtype, scheme in [
+        (300, 7, (700, 600, 550, 450), 1, "float32", ("full",)),
+        (400, 3, (900, 800), 2, "float64", ("chunk", 50, 60)),
+        (40, 6, (1900, 1900, 1900, 1900), 1, "float32", ("full",)),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", ALONE, ids=lambda case: case.id)
+def test_rows_shared_where_one_thread_walks_the_steps(case, isa, threads):
+    p = grid.problem_of(case)
+    layer = grid.layer_of(case, p.params)
+    threads(1)
+    one, y = grid.library(case), layer(p.xs, grid.public(p.state))[0]
+    for count in (2, 3):
+        threads(count)
+        grid.identical(one, grid.library(case))
+        for a, b in zip(layer(p.xs, grid.public(p.state))[0], y, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
 INFERENCE = [
     Case(kind, 5, hidden, lengths, layers, both, dtype=dtype)
     for kind in KINDS

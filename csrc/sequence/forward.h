@@ -107,36 +107,51 @@ static void project_blas(const run_state *s, const layer_run *run, size_t row, s
     }
 }
 
-/* Steps [t0, t1): pre-activations of this thread's rows and units. gate_base: packed row kept in the first row of gates. */
-static void project(const run_state *s, const layer_run *run, size_t t0, size_t t1, size_t gate_base, size_t i0, size_t i1,
-                    size_t u0, size_t u1, const T *x, size_t ldx, int rank)
+/* The packed rows [*begin, *end) of the sequences [i0, i1) in step t; as they are where several steps are taken as a whole. */
+INLINE void own_rows(const run_state *s, size_t t, int whole, size_t i0, size_t i1, size_t *begin, size_t *end)
 {
-    size_t first = (size_t)s->offsets[t0], rows = (size_t)s->offsets[t1] - first;
-    int whole = i0 == 0 && i1 == s->B, tiled = run->pack_ih != NULL, rooms = tiled && input_in_rooms(s);
+    if (whole) return;
+    size_t n = block_rows(s, t), first = (size_t)s->offsets[t];
+    *begin = first + (i0 < n ? i0 : n);
+    *end = first + (i1 < n ? i1 : n);
+}
+
+/* Steps [t0, t1): pre-activations of this thread's rows and units. gate_base: packed row kept in the first row of gates. Where one
+ * thread walks the steps alone, all share their rows. */
+static void project(const run_state *s, const layer_run *run, size_t t0, size_t t1, size_t gate_base, size_t i0, size_t i1,
+                    size_t u0, size_t u1, const T *x, size_t ldx, int rank, int size)
+{
+    const int alone = s->plan.forward == ALONE, whole = alone || (i0 == 0 && i1 == s->B);
+    const int tiled = run->pack_ih != NULL, rooms = tiled && input_in_rooms(s);
+    size_t begin = (size_t)s->offsets[t0], end = (size_t)s->offsets[t1], lo, hi;
+    if (alone) {
+        crnn_share(end - begin, SHORT_ROWS, rank, size, &lo, &hi);
+        end = begin + hi, begin += lo;
+    }
     size_t gates = (size_t)s->shape.input.gates, most = tiled ? s->shape.input.units : u1 - u0;
-    size_t count = u1 > u0 ? tile_count(u1 - u0, most) : 0;
+    size_t count = u1 > u0 ? tile_count(u1 - u0, most) : 0, stop = whole ? t0 + 1 : t1;
     for (size_t n_tile = 0; n_tile < count; n_tile++) {
         unit_tile tile = nth_tile(u0, u1, most, n_tile, 0);
-        size_t u = tile.u, units = tile.units, stop = whole ? t0 + 1 : t1;
+        size_t u = tile.u, units = tile.units;
         size_t next = n_tile + 1 < count && !rooms ? nth_tile(u0, u1, most, n_tile + 1, 0).units : 0;
         T *b = run->pack_ih ? run->pack_ih + (rooms ? (size_t)rank * 4 : u * gates) * VW * run->input : NULL;
         if (rooms) pack_tile(&s->shape.input, s->H, run->wih, run->input, run->input, b, tile, 0);
         for (size_t t = t0; t < stop; t++) {
-            size_t n = whole ? rows : block_rows(s, t), lo = i0 < n ? i0 : n, hi = whole || i1 > n ? n : i1;
-            size_t row = (whole ? first : (size_t)s->offsets[t]) + lo;
-            if (hi == lo) continue;
-            if (tiled) project_rows(s, run, b, row, row - gate_base, hi - lo, u, units, t + 1 < stop ? 0 : next, x, ldx);
-            else if (run->lying) project_lying(s, run, row, row - gate_base, hi - lo, u, u + units, x, ldx);
-            else if (x) project_blas(s, run, row, row - gate_base, hi - lo, u, units, x, ldx);
-            else project_onehot(s, run, run->bias, run->gates + (row - gate_base) * s->ldg, row, hi - lo, u, u + units);
+            own_rows(s, t, whole, i0, i1, &begin, &end);
+            size_t row = begin, rows = end - begin;
+            if (rows == 0) continue;
+            if (tiled) project_rows(s, run, b, row, row - gate_base, rows, u, units, t + 1 < stop ? 0 : next, x, ldx);
+            else if (run->lying) project_lying(s, run, row, row - gate_base, rows, u, u + units, x, ldx);
+            else if (x) project_blas(s, run, row, row - gate_base, rows, u, units, x, ldx);
+            else project_onehot(s, run, run->bias, run->gates + (row - gate_base) * s->ldg, row, rows, u, u + units);
         }
     }
     if (s->shape.kind != KIND_GRU_AFTER) return;
-    for (size_t t = t0; t < t1; t++) { /* W_n h + b_hn starts from its own bias */
-        size_t n = block_rows(s, t), hi = i1 < n ? i1 : n;
-        for (size_t i = i0; i < hi; i++)
-            memcpy(run->gates + ((size_t)s->offsets[t] + i - gate_base) * s->ldg + 3 * s->Hp + u0 * VW,
-                   run->bias + 3 * s->Hp + u0 * VW, (u1 - u0) * VW * sizeof(T));
+    for (size_t t = t0; t < stop; t++) { /* W_n h + b_hn starts from its own bias */
+        own_rows(s, t, whole, i0, i1, &begin, &end);
+        for (size_t row = begin; row < end; row++)
+            memcpy(run->gates + (row - gate_base) * s->ldg + 3 * s->Hp + u0 * VW, run->bias + 3 * s->Hp + u0 * VW,
+                   (u1 - u0) * VW * sizeof(T));
     }
 }
 
@@ -226,8 +241,12 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         t1 = next_chunk(s, t0);
         size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t0];
         /* A sequence's row of gates moves from chunk to chunk of a ragged batch: nobody may begin the next one before all have
-         * left this one. By sequences each thread has rows of its own, by units every step ends with a barrier. */
-        project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx, rank);
+         * left this one. By sequences each thread has rows of its own, by units every step ends with a barrier. Where one thread
+         * walks the steps alone it waits for the rows that others project, and they for its way through them. */
+        const int alone = s->plan.forward == ALONE;
+        if (alone && t0 > 0 && !s->keep_gates) crnn_barrier(team);
+        project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx, rank, size);
+        if (alone) crnn_barrier(team);
         for (size_t t = t0; t < t1; t++) {
             if (lying) small_step(s, run, rec, t, gate_base, NULL, 0, i0, i1, u0, u1, 0, t & 1);
             else forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, i1, u0, u1, 0);

@@ -222,22 +222,29 @@ static int units_wait_less(const run_state *s, size_t threads, double cross, dou
     return units + 3 * cross / step < sequences;
 }
 
+/* From here on the products over all rows repay a team of two, even if one thread walks the time loop alone. */
+#define ALONE_FLOPS 4e6
+
 static thread_plan choose_threads(const run_state *s, size_t input)
 {
     double weights = (double)(s->shape.gates * s->H) * (double)s->H, step_flops = 2.0 * (double)s->B * weights;
     double flops = 2.0 * (double)s->R * (double)(s->shape.gates * s->H) * (double)(input + s->H) * (double)s->L;
     size_t most = (size_t)crnn_get_threads(), useful = s->B / ROWS_EACH > s->UV ? s->B / ROWS_EACH : s->UV;
+    if (useful == 1 && !s->small && flops >= ALONE_FLOPS) useful = (size_t)(flops / (ALONE_FLOPS / 2));
     if (most > useful) most = useful;
     double cross = most > 1 && flops > 1e5 ? crnn_handover((int)most) : 0;
     if (flops < (s->small ? fmax(1e5, 7e11 * cross) : fmax(1e6, 8e12 * cross))) most = 1;
     thread_plan plan = {(int)most, s->small && flops < 2e6, most > 1 && !s->small && cross > FAR, BY_SEQUENCES, BY_SEQUENCES};
     if (most == 1) return plan;
-    const int each = s->B >= most * ROWS_EACH, units = s->UV >= most; /* one of them at least */
+    const int each = s->B >= most * ROWS_EACH, units = s->UV >= most, alone = cross < FAR && flops >= ALONE_FLOPS;
     if (units && (s->small || recurrent_lies(s) || !each ||
                   (s->B < most * 2 * ROWS_EACH && units_wait_less(s, most, cross, step_flops)))) {
         if (step_flops >= (s->small ? 6e4 : fmax(6e4, 2.5e11 * cross))) plan.forward = plan.backward = BY_UNITS;
         else if (each) plan.forward = plan.backward = BY_SEQUENCES;
-        else if (cross < FAR && flops >= 4e6) plan.forward = plan.backward = ALONE;
+        else if (alone) plan.forward = plan.backward = ALONE;
+        else plan.threads = 1;
+    } else if (!units && !each) { /* few sequences, narrow: the products over all rows can be shared */
+        if (alone) plan.forward = plan.backward = ALONE;
         else plan.threads = 1;
     }
     if (units && plan.threads > 1 && weights * sizeof(T) >= WIDE_BYTES && s->B < most * FEW_ROWS) plan.forward = BY_UNITS;
