@@ -135,6 +135,21 @@ static void sweep(const char *isa, crnn_dtype dtype)
     misaligned = 0;
 }
 
+/* Weights of more than 12 MiB, which are asked for in advance. */
+static void far_weights(const char *isa, crnn_dtype dtype)
+{
+    static const size_t ROWS[] = {1, 2, 3, 6};
+    if (dtype != CRNN_F32) return;
+    now = (net_shape){CRNN_RNN_TANH, 0, 0, 0, 1, 3, 1790, 1};
+    make_net(dtype);
+    crnn_set_threads(1);
+    for (size_t i = 0; i < sizeof ROWS / sizeof *ROWS; i++) {
+        snprintf(label, sizeof label, "%s far weights, %zu rows", isa, ROWS[i]);
+        check_rows(dtype, ROWS[i]);
+    }
+    free_buffers();
+}
+
 static void refusals(void)
 {
     now = SHAPES[1];
@@ -153,6 +168,7 @@ int main(void)
 {
     announce_isas();
     on_every_isa(sweep);
+    on_every_isa(far_weights);
     refusals();
     return finish("test_steps");
 }
