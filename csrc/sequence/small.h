@@ -13,13 +13,13 @@ typedef struct {
  * Steps of an LSTM of 900 units (26 MB), one thread and two: 1 row 1.5 to 1.8 and 1.0 to 1.6 times as fast, 3 rows 1.6 and
  * 1.4 to 1.6, 6 rows 1.4 to 1.6 and 1.1 to 1.5, 16 rows 1.04. Asking for what is near costs 5 to 20 %, but a whole tile of 4 to 6
  * rows, which has something to do meanwhile, 0 to 4 % (one gate 6 %: all its rows follow each other). */
-#define FAR_BYTES ((size_t)12 << 20) /* for each thread */
-#define FAR_BYTES_OF_A_TILE ((size_t)8 << 20)
+#define FAR_BYTES ((size_t)18 << 20)
+#define FAR_BYTES_OF_A_TILE ((size_t)8 << 20) /* for each thread */
 static int weights_are_far(const run_state *s, const step_input *in, size_t input)
 {
     size_t rows = (size_t)s->shape.gates * s->H, bytes = rows * ((in->x ? input : 0) + (in->h ? s->H : 0)) * sizeof(T);
     int tile = s->shape.gates > 1 && in->rows > PAIRED_ROWS && in->rows <= DOT_ROWS;
-    return bytes / (size_t)s->plan.threads > (tile ? FAR_BYTES_OF_A_TILE : FAR_BYTES);
+    return tile ? bytes / (size_t)s->plan.threads > FAR_BYTES_OF_A_TILE : bytes > FAR_BYTES;
 }
 
 /* Rows of weights from the p-th product of a vector of units to what comes after it, or would after the last of all. */

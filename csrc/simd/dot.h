@@ -124,9 +124,8 @@ INLINE void last_vector(T *out, const T *x, size_t K)
 
 /* `valid` units of one gate for several rows: both sources at once, or null. While the last of several tiles pass by four rows
  * of weights, which are near since the first one, the next four are fetched (LSTMs of 431 to 576 units, 8 rows: 1 to 5 % of a
- * step; a tile that waits for its own weights loses by it).
- * `then`: 0, or the weights are far (sequence/small.h) and those that come next are asked for during the first tile: after the
- * last of these, the ones that lie so many rows from the first. */
+ * step; a single one, which waits for its own weights, loses by it). `then`, unless 0: the weights are far (sequence/small.h), a
+ * single tile fetches too, and what comes after the last four lies so many rows from the first of all. */
 static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo, ptrdiff_t then)
 {
     const dot_source *one = h.v ? &h : &x, *two = h.v && x.v ? &x : NULL;
@@ -137,8 +136,9 @@ static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T
             size_t mr = rows - i <= DOT_ROWS ? rows - i : next_rows(rows - i, DOT_ROWS);
             if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
             if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
-            if (then && !i) dots[1][mr](one, two, columns, out + j, ldo, 1, j + 4 < valid ? 4 : then - (ptrdiff_t)j);
-            else dots[0][mr](one, two, columns, out + i * ldo + j, ldo, 1, !then && i && i + mr == rows);
+            const int far = then && i + mr == rows, near = !then && i && i + mr == rows;
+            ptrdiff_t fetch = !far ? near : j + 4 < valid ? 4 : then - (ptrdiff_t)j;
+            dots[far][mr](one, two, columns, out + i * ldo + j, ldo, 1, fetch);
             i += mr;
         }
         h.W += 4 * h.ldw, h.room -= columns * h.ldw;

@@ -135,12 +135,12 @@ static void sweep(const char *isa, crnn_dtype dtype)
     misaligned = 0;
 }
 
-/* Weights of more than 12 MiB, which are asked for in advance. */
+/* Weights of more than 18 MiB, which are asked for in advance. */
 static void far_weights(const char *isa, crnn_dtype dtype)
 {
     static const size_t ROWS[] = {1, 2, 3, 6};
     if (dtype != CRNN_F32) return;
-    now = (net_shape){CRNN_RNN_TANH, 0, 0, 0, 1, 3, 1790, 1};
+    now = (net_shape){CRNN_RNN_TANH, 0, 0, 0, 1, 3, 2180, 1};
     make_net(dtype);
     crnn_set_threads(1);
     for (size_t i = 0; i < sizeof ROWS / sizeof *ROWS; i++) {
