@@ -19,8 +19,7 @@ static void gather_input(const run_state *s, const forward_call *call, size_t l,
     const crnn_view *view = l == 0 && call->args.x_view.sequences ? &call->args.x_view : NULL;
     for (row_walk w = walk_rows(s, lo, view ? hi : lo); next_row(s, &w);) {
         T *x = run->x + w.row * run->ldx;
-        memcpy(x, view_row(s, view, run->reversed, w.t, w.i), width * sizeof(T));
-        if (!run->reversed && !kernel_all_finite(x, width)) note_bad(bad, w.row);
+        if (!copy_finite(x, view_row(s, view, run->reversed, w.t, w.i), width) && !run->reversed) note_bad(bad, w.row);
         memset(x + width, 0, (run->ldx - width) * sizeof(T));
     }
     for (size_t r = lo; r < hi && !view; r++) {
