@@ -11,17 +11,23 @@ typedef struct {
 /* Row of direction e that holds the same time step as packed row r. */
 INLINE size_t flipped(const run_state *s, int reversed, size_t r) { return reversed ? (size_t)s->flip[r] : r; }
 
+/* One row of the caller's, and whether it is finite. x_base: packed row kept in the first row of x. */
+INLINE void take_row(const run_state *s, const forward_call *call, const layer_run *run, size_t t, size_t i, size_t x_base,
+                     int64_t *bad)
+{
+    const size_t row = (size_t)s->offsets[t] + i, width = run->input;
+    T *x = run->x + (row - x_base) * run->ldx;
+    if (!copy_finite(x, view_row(s, &call->args.x_view, run->reversed, t, i), width) && !run->reversed) note_bad(bad, row);
+    memset(x + width, 0, (run->ldx - width) * sizeof(T));
+}
+
 /* The input of a layer, in the row order of its direction. */
 static void gather_input(const run_state *s, const forward_call *call, size_t l, layer_run *run, size_t lo, size_t hi,
                          int64_t *bad)
 {
     size_t width = run->input, H = s->H;
     const crnn_view *view = l == 0 && call->args.x_view.sequences ? &call->args.x_view : NULL;
-    for (row_walk w = walk_rows(s, lo, view ? hi : lo); next_row(s, &w);) {
-        T *x = run->x + w.row * run->ldx;
-        if (!copy_finite(x, view_row(s, view, run->reversed, w.t, w.i), width) && !run->reversed) note_bad(bad, w.row);
-        memset(x + width, 0, (run->ldx - width) * sizeof(T));
-    }
+    for (row_walk w = walk_rows(s, lo, view ? hi : lo); next_row(s, &w);) take_row(s, call, run, w.t, w.i, 0, bad);
     for (size_t r = lo; r < hi && !view; r++) {
         size_t row = flipped(s, run->reversed, r);
         T *x = run->x + r * run->ldx;
@@ -38,6 +44,40 @@ static void gather_input(const run_state *s, const forward_call *call, size_t l,
             }
         }
         memset(x + width, 0, (run->ldx - width) * sizeof(T));
+    }
+}
+
+/* Rows that project() has several threads share, or that all project. */
+INLINE void share_rows(const run_state *s, size_t t0, size_t t1, int rank, int size, size_t *begin, size_t *end)
+{
+    const size_t first = (size_t)s->offsets[t0];
+    size_t lo, hi;
+    crnn_share((size_t)s->offsets[t1] - first, SHORT_ROWS, rank, size, &lo, &hi);
+    *begin = first + lo, *end = first + hi;
+}
+
+/* The steps [t0, t1) of x: this thread's sequences, or shared by all. A few steps of a sequence are too little for the hardware to
+ * follow, so the first ones of the next sequence are asked for. */
+#define ASKED_BYTES ((size_t)2048)
+static void gather_chunk(const run_state *s, forward_call *call, const layer_run *run, size_t t0, size_t t1, size_t i0, size_t i1,
+                         int rank, crnn_team *team)
+{
+    const size_t x_base = first_of_x(s, run, t0), bytes = run->input * sizeof(T), most = ASKED_BYTES / bytes + 1;
+    int64_t *bad = call->bad + rank;
+    size_t lo, hi, n = block_rows(s, t0);
+    if (s->plan.forward != BY_SEQUENCES) {
+        share_rows(s, t0, t1, rank, crnn_team_size(team), &lo, &hi);
+        for (row_walk w = walk_rows(s, lo, hi); next_row(s, &w);) take_row(s, call, run, w.t, w.i, x_base, bad);
+        if (s->plan.forward == BY_UNITS) crnn_barrier(team);
+        return;
+    }
+    if (n > i1) n = i1;
+    for (size_t i = i0; i < n; i++) {
+        for (size_t t = t0; i + 1 < n && t < t1 && t < t0 + most && t < s->length[i + 1]; t++) {
+            const char *row = view_row(s, &call->args.x_view, run->reversed, t, i + 1);
+            for (size_t at = 0; at < bytes; at += CRNN_LINE) __builtin_prefetch(row + at);
+        }
+        for (size_t t = t0; t < t1 && t < s->length[i]; t++) take_row(s, call, run, t, i, x_base, bad);
     }
 }
 
@@ -76,15 +116,15 @@ static void start_gates(const run_state *s, const layer_run *run, T *out, size_t
 
 #include "small.h"
 
-static void project_rows(const run_state *s, const layer_run *run, const T *b, size_t row, size_t gate_row, size_t rows,
-                         size_t u, size_t units, size_t next_units, const T *x, size_t ldx)
+static void project_rows(const run_state *s, const layer_run *run, const T *b, size_t gate_row, size_t rows, size_t u,
+                         size_t units, size_t next_units, const T *x, size_t ldx)
 {
     size_t off[4];
     const cell_product *product = &s->shape.input;
     int nv = tile_offsets(product, s->Hp, u, units, off), halves = tile_halves(product, s->H, u, units);
     const size_t per_unit = (size_t)product->gates * VW * run->input;
     T *out = run->gates + gate_row * s->ldg;
-    tile_column(rows, nv, halves, run->input, x + row * ldx, ldx, 1, b, (size_t)nv * VW, out, s->ldg, run->bias, 0, off,
+    tile_column(rows, nv, halves, run->input, x, ldx, 1, b, (size_t)nv * VW, out, s->ldg, run->bias, 0, off,
                 fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv), s->keep_gates);
     /* The cell works on whole vectors. */
     for (size_t r = 0; r < rows && halves; r++, out += s->ldg)
@@ -92,8 +132,8 @@ static void project_rows(const run_state *s, const layer_run *run, const T *b, s
 }
 
 /* The same through BLAS, gate by gate, on top of the bias. */
-static void project_blas(const run_state *s, const layer_run *run, size_t row, size_t gate_row, size_t rows, size_t u,
-                         size_t units, const T *x, size_t ldx)
+static void project_blas(const run_state *s, const layer_run *run, size_t gate_row, size_t rows, size_t u, size_t units,
+                         const T *x, size_t ldx)
 {
     const cell_product *product = &s->shape.input;
     size_t first = u * VW, width = s->H - first < units * VW ? s->H - first : units * VW, K = run->input;
@@ -102,7 +142,7 @@ static void project_blas(const run_state *s, const layer_run *run, size_t row, s
         T *out = run->gates + gate_row * s->ldg + at;
         for (size_t r = 0; r < rows; r++) memcpy(out + r * s->ldg, run->bias + at, units * VW * sizeof(T));
         crnn_blas_gemm(THIS_DTYPE, 'T', 'N', width, rows, K, run->wih + ((size_t)product->gate[g] * s->H + first) * K, K,
-                       x + row * ldx, ldx, 1, out, s->ldg);
+                       x, ldx, 1, out, s->ldg);
     }
 }
 
@@ -122,11 +162,8 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
 {
     const int alone = s->plan.forward == ALONE, whole = alone || (i0 == 0 && i1 == s->B);
     const int tiled = run->pack_ih != NULL, rooms = tiled && input_in_rooms(s);
-    size_t begin = (size_t)s->offsets[t0], end = (size_t)s->offsets[t1], lo, hi;
-    if (alone) {
-        crnn_share(end - begin, SHORT_ROWS, rank, size, &lo, &hi);
-        end = begin + hi, begin += lo;
-    }
+    size_t begin = (size_t)s->offsets[t0], end = (size_t)s->offsets[t1];
+    if (alone) share_rows(s, t0, t1, rank, size, &begin, &end);
     size_t gates = (size_t)s->shape.input.gates, most = tiled ? s->shape.input.units : u1 - u0;
     size_t count = u1 > u0 ? tile_count(u1 - u0, most) : 0, stop = whole ? t0 + 1 : t1;
     for (size_t n_tile = 0; n_tile < count; n_tile++) {
@@ -139,9 +176,10 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
             own_rows(s, t, whole, i0, i1, &begin, &end);
             size_t row = begin, rows = end - begin;
             if (rows == 0) continue;
-            if (tiled) project_rows(s, run, b, row, row - gate_base, rows, u, units, t + 1 < stop ? 0 : next, x, ldx);
-            else if (run->lying) project_lying(s, run, row, row - gate_base, rows, u, u + units, x, ldx);
-            else if (x) project_blas(s, run, row, row - gate_base, rows, u, units, x, ldx);
+            const T *from = x ? x + (row - first_of_x(s, run, t0)) * ldx : NULL;
+            if (tiled) project_rows(s, run, b, row - gate_base, rows, u, units, t + 1 < stop ? 0 : next, from, ldx);
+            else if (run->lying) project_lying(s, run, row - gate_base, rows, u, u + units, from, ldx);
+            else if (x) project_blas(s, run, row - gate_base, rows, u, units, from, ldx);
             else project_onehot(s, run, run->bias, run->gates + (row - gate_base) * s->ldg, row, rows, u, u + units);
         }
     }
@@ -211,10 +249,10 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     size_t lo, hi, i0, i1, u0, u1;
     const T *x = run->x;
     size_t ldx = run->ldx;
-    if (run->x) {
+    if (run->x && !run->x_late) {
         crnn_share(s->R, 1, rank, size, &lo, &hi);
         gather_input(s, call, l, run, lo, hi, call->bad + rank);
-    } else if (!s->ids || l > 0) { /* inference reads the caller's rows where they are */
+    } else if (!run->x && (!s->ids || l > 0)) { /* inference reads packed rows where they are */
         x = call->args.x;
         ldx = run->input;
     }
@@ -235,6 +273,7 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     }
     layer_run own = *run;
     if (s->gates_apart) own.gates += (size_t)rank * s->chunk_rows * s->ldg;
+    if (s->gates_apart && run->x_late && !s->keep) x = own.x += (size_t)rank * s->chunk_rows * ldx;
     run = &own;
     for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
         t1 = next_chunk(s, t0);
@@ -244,6 +283,7 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
          * walks the steps alone it waits for the rows that others project, and they for its way through them. */
         const int alone = s->plan.forward == ALONE;
         if (alone && t0 > 0 && !s->keep_gates) crnn_barrier(team);
+        if (run->x_late) gather_chunk(s, call, run, t0, t1, i0, i1, rank, team);
         project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx, rank, size);
         if (alone) crnn_barrier(team);
         for (size_t t = t0; t < t1; t++) {

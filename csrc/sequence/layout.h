@@ -8,6 +8,7 @@ typedef struct {
     int reversed;
     T *x;              /* (R, ldx) the layer's input in the direction's row order; null when one-hot */
     size_t ldx;
+    int x_late;        /* x is copied from where the caller has it when its steps come up, and unless s->keep there are only these */
     T *gates;          /* (R, ldg) as the cell leaves them; unless s->keep_gates: only the steps in work */
     T *h, *c;          /* (B + R, ldh): rows 0..B-1 initial state, then one row per packed row */
     T *bias;           /* (slots * Hp) what the pre-activations start from */
@@ -43,6 +44,7 @@ typedef struct {
     int stepping;            /* one step again and again: states stay in rows 0..B-1 of h and c */
     thread_plan plan;
     size_t chunk_rows;
+    int x_late;              /* of the first layer */
     layer_run *layers;       /* (L*D) */
     _Alignas(CRNN_LINE) int turn; /* stepping: parity of the step; all before stays in the workers' caches */
 } run_state;
@@ -84,6 +86,12 @@ static size_t step_of(const run_state *s, size_t r)
     size_t t = 0;
     while (t + 1 < s->steps && (size_t)s->offsets[t + 1] <= r) t++;
     return t;
+}
+
+/* The packed row that is kept in the first row of x while the steps from t0 on are in work. */
+INLINE size_t first_of_x(const run_state *s, const layer_run *run, size_t t0)
+{
+    return run->x_late && !s->keep ? (size_t)s->offsets[t0] : 0;
 }
 
 /* Where a caller's sequence i has its step t, counted from the other end in a reversed direction. */

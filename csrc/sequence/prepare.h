@@ -23,8 +23,10 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
                            .ldwih = w->ld_ih, .input = l ? s->D * s->H : stack->input, .reversed = (int)(q % s->D)};
         int onehot = l == 0 && stack->onehot, copied = !onehot && (s->keep || l > 0 || run->reversed || args->x_view.sequences);
         run->ldx = leading(run->input);
-        run->x = copied ? take_rows(a, s->R, run->ldx) : NULL;
-        run->gates = take_rows(a, s->keep_gates ? s->R : s->chunk_rows * (s->gates_apart ? (size_t)s->plan.threads : 1), s->ldg);
+        run->x_late = l == 0 && s->x_late;
+        const size_t chunks = s->chunk_rows * (s->gates_apart ? (size_t)s->plan.threads : 1);
+        run->x = copied ? take_rows(a, run->x_late && !s->keep ? chunks : s->R, run->ldx) : NULL;
+        run->gates = take_rows(a, s->keep_gates ? s->R : chunks, s->ldg);
         run->h = a->base ? h + q * (s->B + s->R) * s->ldh : NULL;
         run->c = a->base && c ? c + q * (s->B + s->R) * s->ldh : NULL;
         if (s->small) continue;
@@ -71,6 +73,9 @@ static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, con
     s->plan = choose_threads(s, read_width(stack));
     s->gates_apart = !s->keep_gates && !s->dense && s->plan.threads > 1 && s->plan.forward == BY_SEQUENCES;
     s->chunk_rows = 262144 / (s->ldg * sizeof(T));
+    s->x_late = args->x_view.sequences && !s->small;
+    const size_t with_x = 524288 / ((s->ldg + leading(stack->input)) * sizeof(T)); /* both stay near */
+    if (s->x_late && !keep && s->chunk_rows > with_x) s->chunk_rows = with_x;
     if (s->chunk_rows < 48) s->chunk_rows = 48;
     if (s->chunk_rows > s->R || input_in_rooms(s)) s->chunk_rows = s->R;
     if (s->chunk_rows < s->B) s->chunk_rows = s->B;

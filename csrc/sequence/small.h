@@ -67,8 +67,8 @@ NOINLINE void small_product(const run_state *s, const layer_run *run, const cell
 }
 
 /* Pre-activations of many rows, on top of the bias. */
-static void project_lying(const run_state *s, const layer_run *run, size_t row, size_t gate_row, size_t rows, size_t u0,
-                          size_t u1, const T *x, size_t ldx)
+static void project_lying(const run_state *s, const layer_run *run, size_t gate_row, size_t rows, size_t u0, size_t u1,
+                          const T *x, size_t ldx)
 {
     const cell_product *product = &s->shape.input;
     for (size_t done = 0, n; done < rows; done += n) {
@@ -79,7 +79,7 @@ static void project_lying(const run_state *s, const layer_run *run, size_t row, 
                 size_t at = (size_t)product->slot[p] * s->Hp;
                 memcpy(gates + i * s->ldg + at, run->bias + u0 * VW + at, (u1 - u0) * VW * sizeof(T));
             }
-        step_input in = {.rows = n, .x = x + (row + done) * ldx, .ldx = ldx};
+        step_input in = {.rows = n, .x = x + done * ldx, .ldx = ldx};
         small_product(s, run, product, gates - u0 * VW, &in, u0, u1, 0);
     }
 }
