@@ -35,6 +35,8 @@ CELLS = ((ORACLE,), ("test_gradients.py", "test_layers_numeric.py"))
 KERNELS = ((ORACLE, "test_kernels.py"), ("test_layers_numeric.py", "test_invariants.py"))
 STEPS = (("test_streaming.py",),)
 CHUNKS = (("test_layers_numeric.py::test_inference_agrees_with_training_bit_by_bit",),)
+LOOKED = (("test_layers_numeric.py::test_every_value_is_looked_at",),)
+LATE = (("test_layers_numeric.py::test_inference_reads_the_rows_of_this_call",),)
 SOFTMAX = (("test_output_layer.py",),)
 OPTIM = (("test_optim_kernels.py",), ("test_kernels.py",))
 Tests = tuple[tuple[str, ...], ...]
@@ -61,9 +63,13 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/small.h", "next_c = s->stepping ? prev : next", "next_c = next", STEPS),
     ("csrc/simd/dot.h", "0) + from[j]", "0) - from[j]", STEPS),
     ("csrc/sequence/layout.h", "return run->x_late && !s->keep ?", "return run->x_late ?", CELLS),
-    ("csrc/sequence/forward.h", "x = own.x += (size_t)rank * s->chunk_rows * ldx", "x = own.x", CHUNKS),
-    ("csrc/sequence/forward.h", "if (s->plan.forward == BY_UNITS) crnn_barrier(team);\n        return;", "return;", CHUNKS),
-    ("csrc/simd/finite.h", "sums[i] = MULADD(v, zero, sums[i]);", "", KERNELS),
+    (
+        "csrc/sequence/forward.h",
+        "if (s->plan.forward == BY_UNITS) crnn_barrier(team);\n        return;",
+        "return;",
+        LATE,
+    ),
+    ("csrc/simd/finite.h", "sums[0] = MULADD(v, zero, sums[0]);", "", LOOKED),
     ("csrc/sequence/small.h", "run->bias + u0 * VW + at", "run->bias + u0 * VW", CELLS),
     ("csrc/sequence/small.h", ".x = x + done * ldx", ".x = x", CELLS),
     ("csrc/simd/dot.h", "if (two) dot_tile(mr, 4, far, acc, two, columns, fetch);", "(void)two;", STEPS),

@@ -15,6 +15,7 @@ import pytest
 import reference
 from grid import KINDS, Case
 
+import crnn
 from crnn import _kernels
 
 WIDTHS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
@@ -162,6 +163,41 @@ def test_rows_shared_where_one_thread_walks_the_steps(case, isa, threads):
         grid.identical(one, grid.library(case))
         for a, b in zip(layer(p.xs, grid.public(p.state))[0], y, strict=True):
             assert a.tobytes() == b.tobytes()
+
+
+# Inference copies the rows of a chunk of steps to where those of the chunk or the call before were: all threads
+# some of them, or each its own.
+TAKEN_LATE = [(300, 300, (30, 30)), (500, 40, (60,)), (300, 9, (5,) * 40), (300, 20, (60, 50, 40, *range(1, 40)))]
+
+
+@pytest.mark.parametrize("shape", TAKEN_LATE, ids=lambda shape: f"{shape[0]}-{shape[1]}-{len(shape[2])}")
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_reads_the_rows_of_this_call(kind, shape, isa, threads):
+    case = Case(kind, *shape, dtype="float32")
+    p = grid.problem_of(case, margin=0)
+    layer = grid.layer_of(case, p.params)
+    calls = [p.xs, [x[::-1] * np.float32(0.5) for x in p.xs]]
+    threads(1)
+    wanted = [layer(xs)[0] for xs in calls]
+    for count in (2, 3):
+        threads(count)
+        for _ in range(3):
+            for xs, ys in zip(calls, wanted, strict=True):
+                for a, b in zip(layer(xs)[0], ys, strict=True):
+                    assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 3, 8, 15, 16, 17, 32, 41])
+def test_every_value_is_looked_at(width, dtype, isa):
+    layer = crnn.RNN(width, 3, dtype=dtype, rng=1)
+    for k, bad in itertools.product(range(width), (np.nan, np.inf, -np.inf)):
+        x = np.full((3, 20, width), np.finfo(dtype).max, dtype)
+        layer(x)
+        x[1, 13, k] = bad
+        for call in (layer, layer.forward):
+            with pytest.raises(ValueError, match=rf"at x\[1, 13, {k}\]"):
+                call(x)
 
 
 INFERENCE = [
