@@ -13,29 +13,31 @@ static int kernel_all_finite(const void *values, size_t n)
     return any == 0;
 }
 
-/* to[0..n) = from[0..n), in any alignment; returns whether all of it is finite. A finite value times 0 is 0, of either sign. */
-static int copy_finite(T *to, const void *source, size_t n)
+INLINE V copy_vector(T *to, const char *from)
 {
-    const T *from = source;
+    V v;
+    memcpy(&v, from, sizeof v);
+    store(to, v);
+    return v;
+}
+
+/* to[0..n) = from[0..n), in any alignment; returns whether all of it is finite. A finite value times 0 is 0, of either sign. */
+static int copy_finite(T *to, const char *from, size_t n)
+{
     const V zero = {0};
     V sums[2] = {zero, zero};
+    T rest = 0;
     size_t k = 0;
     for (; k + 2 * VW <= n; k += 2 * VW)
         UNROLL(2) for (int i = 0; i < 2; i++) {
-            V v = load(from + k + (size_t)i * VW);
-            store(to + k + (size_t)i * VW, v);
-            sums[i] = MULADD(v, zero, sums[i]);
+            const size_t at = k + (size_t)i * VW;
+            sums[i] = MULADD(copy_vector(to + at, from + at * sizeof(T)), zero, sums[i]);
         }
-    if (n >= VW && k < n) { /* what is left, the last whole vector overlapping what is done */
-        for (size_t at = k; k < n; at += VW, k = at) {
-            if (at + VW > n) at = n - VW;
-            V v = load(from + at);
-            store(to + at, v);
-            sums[0] = MULADD(v, zero, sums[0]);
-        }
-        return lane_sum(sums[0] + sums[1]) == 0;
+    for (; n >= VW && k < n; k += VW) { /* the last whole vector may overlap what is done */
+        const size_t at = k + VW > n ? n - VW : k;
+        sums[0] = MULADD(copy_vector(to + at, from + at * sizeof(T)), zero, sums[0]);
     }
-    T sum = 0;
-    for (; k < n; k++) to[k] = from[k], sum += to[k] * 0;
-    return lane_sum(sums[0] + sums[1]) + sum == 0;
+    if (k < n) memcpy(to + k, from + k * sizeof(T), (n - k) * sizeof(T));
+    for (; k < n; k++) rest += to[k] * 0;
+    return lane_sum(sums[0] + sums[1]) + rest == 0;
 }
