@@ -11,8 +11,8 @@ typedef struct {
 /* Weights that a step is likely to find in memory rather than in the third level, of which the neighbours may leave little. The
  * hardware follows a row of weights, but not from the rows of one gate to those of the next: what comes next is asked for.
  * Steps of an LSTM of 900 units (26 MB), one thread and two: 1 row 1.3 to 1.8 and 1.0 to 1.6 times as fast, 3 rows 1.3 to 1.7
- * and 1.0 to 1.6, 6 rows 1.4 to 1.6 and 1.1 to 1.5, 8 to 16 rows 1.01 to 1.08. Asking for what is near costs 5 to 20 %, but a whole tile of 4 to 6
- * rows, which has something to do meanwhile, 0 to 4 % (one gate 6 %: all its rows follow each other). */
+ * and 1.0 to 1.6, 6 rows 1.4 to 1.6 and 1.1 to 1.5, 8 to 16 rows 1.01 to 1.08. Asking for what is near costs 5 to 20 %, but a
+ * whole tile of 4 to 6 rows, which has something to do meanwhile, 0 to 4 % (one gate 6 %: all its rows follow each other). */
 #define FAR_BYTES ((size_t)18 << 20)
 #define FAR_BYTES_OF_A_TILE ((size_t)8 << 20) /* for each thread */
 static int weights_are_far(const run_state *s, const step_input *in, size_t input)
