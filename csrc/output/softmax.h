@@ -121,7 +121,7 @@ static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v,
                 tile = next_rows(r1 - r, DOT_ROWS);
                 fetch_upto(&next, r + tile - r0, r1 - r0);
                 dot_source d = {.W = w + k * ld + v, .ldw = ld, .K = n, .v = call->logits + r * call->ldl + v, .ldv = call->ldl};
-                dots[0][tile](&d, NULL, columns, part + r * call->ldh + k, call->ldh, add, 0);
+                dots[PLAIN][tile](&d, NULL, columns, part + r * call->ldh + k, call->ldh, add, 0);
             }
         }
     }

@@ -8,18 +8,25 @@ typedef struct {
     size_t ldx, ldh;
 } step_input;
 
-/* Weights that a step is likely to find in memory rather than in the third level, of which the neighbours may leave little. The
- * hardware follows a row of weights, but not from the rows of one gate to those of the next: what comes next is asked for.
- * Steps of an LSTM of 900 units (26 MB), one thread and two: 1 row 1.3 to 1.8 and 1.0 to 1.6 times as fast, 3 rows 1.3 to 1.7
- * and 1.0 to 1.6, 6 rows 1.4 to 1.6 and 1.1 to 1.5, 8 to 16 rows 1.01 to 1.08. Asking for what is near costs 5 to 20 %, but a
- * whole tile of 4 to 6 rows, which has something to do meanwhile, 0 to 4 % (one gate 6 %: all its rows follow each other). */
-#define FAR_BYTES ((size_t)18 << 20)
-#define FAR_BYTES_OF_A_TILE ((size_t)8 << 20) /* for each thread */
-static int weights_are_far(const run_state *s, const step_input *in, size_t input)
+static size_t bytes_of_weights(const run_state *s, const step_input *in, size_t input)
 {
-    size_t rows = (size_t)s->shape.gates * s->H, bytes = rows * ((in->x ? input : 0) + (in->h ? s->H : 0)) * sizeof(T);
-    int tile = s->shape.gates > 1 && in->rows > PAIRED_ROWS && in->rows <= DOT_ROWS;
-    return tile ? bytes / (size_t)s->plan.threads > FAR_BYTES_OF_A_TILE : bytes > FAR_BYTES;
+    return (size_t)s->shape.gates * s->H * ((in->x ? input : 0) + (in->h ? s->H : 0)) * sizeof(T);
+}
+
+/* How a step reads its weights (simd/dot.h). The hardware follows a row of weights, but not from the rows of one gate to those of
+ * the next: what comes next is asked for, by a whole tile where it lies beyond the second level, and by up to three sequences,
+ * which do as many loads as the core can, where it is likely to be in memory: neighbours may leave little of the third level,
+ * and one thread gets less of it than two. LSTM steps, one thread and two, against reading as it comes: 4 to 8 sequences, 128 to
+ * 700 units, 0.99 to 1.07 and 0.96 to 1.06 times as fast, by the minute up to 1.35 and 1.28; of 900 units (26 MB) 1 row 1.3 to 1.8
+ * and 1.0 to 1.6, 3 rows 1.3 to 1.7 and 1.0 to 1.6, while 500 units, which are near, would be 0.83 and 0.79, 3 rows 0.65 and 0.63. */
+#define NEAR_BYTES ((size_t)384 << 10)
+#define FAR_BYTES ((size_t)18 << 20)
+#define FAR_BYTES_ALONE ((size_t)15 << 20)
+static int reading_of(const run_state *s, const step_input *in, size_t input)
+{
+    const size_t bytes = bytes_of_weights(s, in, input);
+    if (in->rows > PAIRED_ROWS) return bytes > NEAR_BYTES ? ASKING : PLAIN;
+    return bytes > (s->plan.threads > 1 ? FAR_BYTES : FAR_BYTES_ALONE) ? IN_PAIRS : PLAIN;
 }
 
 /* Rows of weights from the p-th product of a vector of units to what comes after it, or would after the last of all. */
@@ -32,8 +39,8 @@ static ptrdiff_t rows_to_next(const run_state *s, const cell_product *product, i
 }
 
 /* Gate pre-activations: slot += W_ih x (where x enters that slot) + W_hh h. */
-NOINLINE void small_product(const run_state *s, const layer_run *run, const cell_product *product, T *gates,
-                            const step_input *in, size_t u0, size_t u1, int backwards)
+INLINE void product_body(const int across, const run_state *s, const layer_run *run, const cell_product *product, T *gates,
+                         const step_input *in, size_t u0, size_t u1, int backwards)
 {
     T x_last[SMALL_ROWS * VW], h_last[SMALL_ROWS * VW];
     size_t H = s->H, K = run->input, rows = (size_t)s->shape.gates * H;
@@ -41,29 +48,53 @@ NOINLINE void small_product(const run_state *s, const layer_run *run, const cell
         if (in->x) last_vector(x_last + i * VW, in->x + i * in->ldx, K);
         if (in->h) last_vector(h_last + i * VW, in->h + i * in->ldh, H);
     }
-    const int far = weights_are_far(s, in, K);
+    const int reading = reading_of(s, in, K), alone = in->rows == 1 && reading == PLAIN;
     for (size_t n = u0; n < u1; n++) {
         size_t u = backwards ? u1 - 1 - (n - u0) : n;
         size_t valid = H - u * VW < VW ? H - u * VW : VW;
         for (int p = 0; p < product->gates; p++) {
             int q = backwards ? product->gates - 1 - p : p;
             size_t row = (size_t)product->gate[q] * H + u * VW;
-            ptrdiff_t then = far ? rows_to_next(s, product, p, backwards) : 0;
+            ptrdiff_t then = reading != PLAIN ? rows_to_next(s, product, p, backwards) : 0;
             dot_source h = {run->whh + row * H, H, H, (rows - row) * H, in->h, in->ldh, h_last};
             dot_source x = {run->wih + row * K, K, K, (rows - row) * K, in->x, in->ldx, x_last};
             T *out = gates + (size_t)product->slot[q] * s->Hp + u * VW;
+            const int inner = across && row > 0 && row + valid < rows; /* the matrices go on on both sides */
             if (product->slot[q] != product->gate[q]) { /* GRU, reset after: the candidate's two products stay apart */
                 dot_source none = x;
                 none.v = NULL;
-                if (in->rows == 1 && !far) dot_row(h, none, valid, out);
-                else dot_columns(h, none, in->rows, valid, out, s->ldg, then);
+                if (alone) dot_row(inner, h, none, valid, out);
+                else dot_columns(h, none, in->rows, valid, out, s->ldg, reading, then);
                 h.v = NULL;
                 out = gates + (size_t)product->gate[q] * s->Hp + u * VW;
             }
-            if (in->rows == 1 && !far) dot_row(h, x, valid, out);
-            else dot_columns(h, x, in->rows, valid, out, s->ldg, then);
+            if (alone) dot_row(inner, h, x, valid, out);
+            else dot_columns(h, x, in->rows, valid, out, s->ldg, reading, then);
         }
     }
+}
+
+NOINLINE void product_across(const run_state *s, const layer_run *run, const cell_product *product, T *gates,
+                             const step_input *in, size_t u0, size_t u1, int backwards)
+{
+    product_body(1, s, run, product, gates, in, u0, u1, backwards);
+}
+
+/* One row, of weights that lie across lines and are near: LSTMs of 250 to 499 units, one thread and two, 1.13 to 1.18 and 1.10 to
+ * 1.17 times as fast. From memory it is slower (600 units, 0.5 to 1.0): each line takes more operations, so fewer are on their way. */
+#define ACROSS_BYTES ((size_t)8 << 20)
+static int reads_across(const run_state *s, const layer_run *run, const step_input *in)
+{
+    size_t K = run->input;
+    if (!ACROSS || in->rows > 1 || bytes_of_weights(s, in, K) > ACROSS_BYTES) return 0;
+    return (in->h && lies_across(run->whh, s->H)) || (in->x && lies_across(run->wih, K));
+}
+
+NOINLINE void small_product(const run_state *s, const layer_run *run, const cell_product *product, T *gates,
+                            const step_input *in, size_t u0, size_t u1, int backwards)
+{
+    if (reads_across(s, run, in)) product_across(s, run, product, gates, in, u0, u1, backwards);
+    else product_body(0, s, run, product, gates, in, u0, u1, backwards);
 }
 
 /* Pre-activations of many rows, on top of the bias. */

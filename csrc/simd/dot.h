@@ -1,6 +1,8 @@
 /* Dot products along the rows of a matrix that lies as it is, in register tiles: every sum runs over the lanes in the same
  * order, whichever tile it falls in. */
 
+#define DOT_ROWS (CRNN_VREGS >= 32 ? 6 : 2)
+
 /* One matrix and the rows it multiplies. */
 typedef struct {
     const T *W; /* first of the tile's rows of weights */
@@ -12,19 +14,19 @@ typedef struct {
 } dot_source;
 
 /* acc[i*wide + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= wide <= 4 rows of W. Rows of v are reached
- * from every third one: fewer addresses than there are registers. `fetch`, unless 0: ask for as many rows of W, the next
- * ones, or if `far` those that begin so many rows from W. */
-INLINE void dot_tile(const int mr, const int wide, const int far, V *acc, const dot_source *s, size_t columns, ptrdiff_t fetch)
+ * from every third one: fewer addresses than there are registers. If `asks`: for as many rows of W that begin `next` rows from
+ * W on, a line of each at a time. */
+INLINE void dot_tile(const int mr, const int wide, const int asks, V *acc, const dot_source *s, size_t columns, ptrdiff_t next)
 {
     const T *w[4], *v[3];
     const size_t ldv = s->ldv;
-    const ptrdiff_t ahead = far ? fetch * (ptrdiff_t)s->ldw : wide * (ptrdiff_t)s->ldw;
+    const ptrdiff_t ahead = next * (ptrdiff_t)s->ldw;
     UNROLL(4) for (int j = 0; j < wide; j++) w[j] = s->W + ((size_t)j < columns ? (size_t)j : columns - 1) * s->ldw;
     UNROLL(3) for (int i = 0; 3 * i < mr; i++) v[i] = s->v + 3 * (size_t)i * ldv;
     size_t whole = s->K / VW * VW;
     for (size_t k = 0; k < whole; k += VW) {
         V wv[4];
-        if (far || fetch) UNROLL(4) for (int j = 0; j < wide; j++) __builtin_prefetch(w[j] + ((ptrdiff_t)k + ahead), 0, 2);
+        if (asks) UNROLL(4) for (int j = 0; j < wide; j++) __builtin_prefetch(w[j] + ((ptrdiff_t)k + ahead), 0, 2);
         UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = mr > 1 ? load_once(w[j] + k) : load(w[j] + k);
         UNROLL(8) for (int i = 0; i < mr; i++) {
             V vv = load(v[i / 3] + (size_t)(i % 3) * ldv + k);
@@ -47,17 +49,18 @@ INLINE void dot_tile(const int mr, const int wide, const int far, V *acc, const 
 
 /* Four columns for few rows, from memory: two at a time. What is asked for at once and then used at once is half as much, which
  * memory delivers faster (one row, 26 MB of weights: 1.2 to 1.3 times as fast; from four rows on 0 to 20 % slower). */
-enum { PAIRED_ROWS = 3 };
+enum { PAIRED_ROWS = DOT_ROWS < 3 ? DOT_ROWS : 3 };
 
-INLINE void dot_pairs(const int mr, V *acc, const dot_source *one, const dot_source *two, size_t columns, ptrdiff_t next)
+INLINE void dot_pairs(const int mr, V *acc, const dot_source *one, const dot_source *two, size_t columns,
+                      ptrdiff_t next)
 {
     dot_source a = *one, b = two ? *two : *one;
     for (size_t j = 0; j < columns; j += 2) {
         V pair[2 * PAIRED_ROWS];
-        ptrdiff_t fetch = j + 2 < columns ? 2 : next - (ptrdiff_t)j;
+        const ptrdiff_t then = j + 2 < columns ? 2 : next - (ptrdiff_t)j;
         UNROLL(6) for (int i = 0; i < 2 * mr; i++) pair[i] = (V){0};
-        dot_tile(mr, 2, 1, pair, &a, columns - j, fetch);
-        if (two) dot_tile(mr, 2, 1, pair, &b, columns - j, fetch);
+        dot_tile(mr, 2, 1, pair, &a, columns - j, then);
+        if (two) dot_tile(mr, 2, 1, pair, &b, columns - j, then);
         UNROLL(3) for (int i = 0; i < mr; i++) acc[4 * (size_t)i + j] = pair[2 * i], acc[4 * (size_t)i + j + 1] = pair[2 * i + 1];
         a.W += 2 * a.ldw, a.room -= 2 * a.ldw;
         b.W += 2 * b.ldw, b.room -= 2 * b.ldw;
@@ -66,22 +69,22 @@ INLINE void dot_pairs(const int mr, V *acc, const dot_source *one, const dot_sou
 
 /* out[i*ldo + j] (+)= W[j] . v[i], summed over the sources, of which the second may be null. */
 #define DOT_ARGUMENTS \
-    const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo, int accumulate, ptrdiff_t fetch
+    const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo, int accumulate, ptrdiff_t next
 typedef void (*dot_function)(DOT_ARGUMENTS);
 
 /* The four sums of a row, as one. */
 typedef T V4 __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
 
-INLINE void dot_body(const int mr, const int far, DOT_ARGUMENTS)
+INLINE void dot_body(const int mr, const int asks, const int paired, DOT_ARGUMENTS)
 {
     V acc[8 * 4];
     const int half = (LANE_COUNT + 1) / 2, sums_of = (mr * 4 + half - 1) / half * half;
     UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
-    if (far && mr <= PAIRED_ROWS) {
-        dot_pairs(mr, acc, one, two, columns, fetch);
+    if (paired) {
+        dot_pairs(mr, acc, one, two, columns, next);
     } else {
-        dot_tile(mr, 4, far, acc, one, columns, fetch);
-        if (two) dot_tile(mr, 4, far, acc, two, columns, fetch);
+        dot_tile(mr, 4, asks, acc, one, columns, next);
+        if (two) dot_tile(mr, 4, asks, acc, two, columns, next);
     }
     T sums[8 * 4 + LANE_COUNT];
     UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
@@ -99,18 +102,23 @@ INLINE void dot_body(const int mr, const int far, DOT_ARGUMENTS)
     }
 }
 
-#define DOT(mr) \
-    NOINLINE void dot_##mr(DOT_ARGUMENTS) { dot_body(mr, 0, one, two, columns, out, ldo, accumulate, fetch); } \
-    NOINLINE void far_##mr(DOT_ARGUMENTS) { dot_body(mr, 1, one, two, columns, out, ldo, accumulate, fetch); }
-DOT(1) DOT(2)
+/* How a tile reads W: as it comes, asking for what comes next, or that in pairs. */
+enum { PLAIN, ASKING, IN_PAIRS, READINGS };
+
+#define DOT(name, mr, asks, paired) \
+    NOINLINE void name##_##mr(DOT_ARGUMENTS) { dot_body(mr, asks, paired, one, two, columns, out, ldo, accumulate, next); }
+#define DOTS(mr) DOT(plain, mr, 0, 0) DOT(asking, mr, 1, 0)
+DOTS(1) DOTS(2) DOT(pairs, 1, 1, 1) DOT(pairs, 2, 1, 1)
 #if CRNN_VREGS >= 32
-#define DOT_ROWS 6
-DOT(3) DOT(4) DOT(5) DOT(6)
-static const dot_function dots[2][DOT_ROWS + 1] = {{NULL, dot_1, dot_2, dot_3, dot_4, dot_5, dot_6},
-                                                   {NULL, far_1, far_2, far_3, far_4, far_5, far_6}};
+DOTS(3) DOTS(4) DOTS(5) DOTS(6) DOT(pairs, 3, 1, 1)
+static const dot_function dots[READINGS][DOT_ROWS + 1] = {
+    {NULL, plain_1, plain_2, plain_3, plain_4, plain_5, plain_6},
+    {NULL, asking_1, asking_2, asking_3, asking_4, asking_5, asking_6},
+    {NULL, pairs_1, pairs_2, pairs_3},
+};
 #else
-#define DOT_ROWS 2
-static const dot_function dots[2][DOT_ROWS + 1] = {{NULL, dot_1, dot_2}, {NULL, far_1, far_2}};
+static const dot_function dots[READINGS][DOT_ROWS + 1] = {
+    {NULL, plain_1, plain_2}, {NULL, asking_1, asking_2}, {NULL, pairs_1, pairs_2}};
 #endif
 
 /* What a dot_source wants as `last`. */
@@ -122,24 +130,23 @@ INLINE void last_vector(T *out, const T *x, size_t K)
     else memcpy(out, x, rest * sizeof(T));
 }
 
-/* `valid` units of one gate for several rows: both sources at once, or null. While the last of several tiles pass by four rows
- * of weights, which are near since the first one, the next four are fetched (LSTMs of 431 to 576 units, 8 rows: 1 to 5 % of a
- * step; a single one, which waits for its own weights, loses by it). `then`, unless 0: the weights are far (sequence/small.h), a
- * single tile fetches too, and what comes after the last four lies so many rows from the first of all. */
-static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo, ptrdiff_t then)
+/* `valid` units of one gate for several rows: both sources at once, or null. `reading`: of the last tile, which has no fewer
+ * rows than another; it asks for the next four rows of weights, and after the last four for those `then` rows from the first. */
+static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo, int reading,
+                        ptrdiff_t then)
 {
     const dot_source *one = h.v ? &h : &x, *two = h.v && x.v ? &x : NULL;
     const T *h0 = h.v, *x0 = x.v, *h_last = h.last, *x_last = x.last;
+    const size_t tiles = rows <= DOT_ROWS ? 1 : (rows + DOT_ROWS - 1) / DOT_ROWS;
+    const size_t height = tiles == 1 ? rows : rows / tiles, higher = tiles == 1 ? 0 : rows % tiles;
     for (size_t j = 0; one->v && j < valid; j += 4) {
         size_t columns = valid - j < 4 ? valid - j : 4;
-        for (size_t i = 0; i < rows;) {
-            size_t mr = rows - i <= DOT_ROWS ? rows - i : next_rows(rows - i, DOT_ROWS);
+        ptrdiff_t next = j + 4 < valid ? 4 : then - (ptrdiff_t)j;
+        for (size_t left = tiles, i = 0, mr; left; left--, i += mr) {
+            mr = height + (left <= higher);
             if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
             if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
-            const int far = then && i + mr == rows, near = !then && i && i + mr == rows;
-            ptrdiff_t fetch = !far ? near : j + 4 < valid ? 4 : then - (ptrdiff_t)j;
-            dots[far][mr](one, two, columns, out + i * ldo + j, ldo, 1, fetch);
-            i += mr;
+            dots[left > 1 ? PLAIN : reading][mr](one, two, columns, out + i * ldo + j, ldo, 1, next);
         }
         h.W += 4 * h.ldw, h.room -= columns * h.ldw;
         x.W += 4 * x.ldw, x.room -= columns * x.ldw;
@@ -187,21 +194,78 @@ NOINLINE void held_row(const dot_source *h, const dot_source *x, T *out)
     store(out, load(out) + lane_sums(acc, LANE_COUNT));
 }
 
+#if CRNN_VBYTES == 64 && defined(__AVX512F__)
+#define ACROSS 1
+INLINE V of_two(V low, V high, VI index)
+{
+#if CRNN_DOUBLE
+    return (V)_mm512_permutex2var_pd((__m512d)low, (__m512i)index, (__m512d)high);
+#else
+    return (V)_mm512_permutex2var_ps((__m512)low, (__m512i)index, (__m512)high);
+#endif
+}
+
+/* A plain dot_tile of one row and four columns where rows of W begin anywhere: whole lines are loaded, and a vector that lies
+ * across two of them is permuted from both. A load across lines takes two cycles, which bound a step of one sequence whose
+ * weights are near. With two rows the permutations cost as much as they save, with three 10 to 20 % of a step, and in held_vectors
+ * 5 to 15 %. Reads up to a vector before the first row and after the last. */
+#define LANE(i, s) (i)
+INLINE void dot_across(V *acc, const dot_source *s)
+{
+    const T *w[4];
+    V low[4];
+    VI index[4];
+    const size_t whole = s->K / VW * VW;
+    UNROLL(4) for (int j = 0; j < 4; j++) {
+        const T *row = s->W + (size_t)j * s->ldw;
+        size_t past = (uintptr_t)row / sizeof(T) % VW;
+        w[j] = row - past;
+        low[j] = load(w[j]);
+        index[j] = (VI){LANES(LANE, 0)} + (TI)past;
+    }
+    for (size_t k = 0; k < whole; k += VW) {
+        V v = load_once(s->v + k);
+        UNROLL(4) for (int j = 0; j < 4; j++) {
+            V high = load_once(w[j] + k + VW);
+            acc[j] = MULADD(of_two(low[j], high, index[j]), v, acc[j]);
+            low[j] = high;
+        }
+    }
+    if (whole == s->K) return;
+    V v = load(s->last);
+    UNROLL(4) for (int j = 0; j < 4; j++) acc[j] = MULADD(load(s->W + (size_t)j * s->ldw + s->K - VW), v, acc[j]);
+}
+#undef LANE
+#else
+#define ACROSS 0
+INLINE void dot_across(V *acc, const dot_source *s) { (void)acc, (void)s; }
+#endif
+
+/* Rows too long to be held, of which most begin within a line. Where every other one does, nothing is gained. */
+INLINE int lies_across(const T *W, size_t K)
+{
+    return K > HELD * VW && ((uintptr_t)W % CRNN_VBYTES || K * sizeof(T) % (CRNN_VBYTES / 2));
+}
+
 /* out[0..valid) += both sources, or those that have a v, for one row, unless weights are far: a vector of units, whose sums are
- * turned at once. Four rows of weights at a time, or what lies between them is too much for the hardware to read ahead. */
-INLINE void dot_row(dot_source h, dot_source x, size_t valid, T *out)
+ * turned at once. Four rows of weights at a time, or what lies between them is too much for the hardware to read ahead. `across`:
+ * rows that lie so may be read by lines. */
+INLINE void dot_row(const int across, dot_source h, dot_source x, size_t valid, T *out)
 {
     if (valid == VW && can_hold(&h) && can_hold(&x)) {
         const dot_source held_h = h, held_x = x; /* or the address would keep h and x out of registers below */
         held_row(&held_h, &held_x, out);
         return;
     }
+    const int across_h = across && h.v && lies_across(h.W, h.K), across_x = across && x.v && lies_across(x.W, x.K);
     V acc[LANE_COUNT];
     UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
     for (size_t j = 0; j < valid; j += WIDE) {
         size_t columns = valid - j < WIDE ? valid - j : WIDE;
-        if (h.v) dot_tile(1, WIDE, 0, acc + j, &h, columns, 0);
-        if (x.v) dot_tile(1, WIDE, 0, acc + j, &x, columns, 0);
+        if (across_h && columns == 4) dot_across(acc + j, &h);
+        else if (h.v) dot_tile(1, WIDE, 0, acc + j, &h, columns, 0);
+        if (across_x && columns == 4) dot_across(acc + j, &x);
+        else if (x.v) dot_tile(1, WIDE, 0, acc + j, &x, columns, 0);
         h.W += WIDE * h.ldw, h.room -= columns * h.ldw;
         x.W += WIDE * x.ldw, x.room -= columns * x.ldw;
     }
