@@ -46,11 +46,11 @@ class _Stream(_kernels.Steps):
         work = self._some.get(n)
         if work is None:
             work = self._some[n] = _kernels.Stepper(self._stack, n)
-        own, gathered = self._stepper.entering, work.entering
-        for all_rows, some in zip(own, gathered):
+        own = self._stepper.entering
+        for all_rows, some in zip(own, work.entering):
             some[...] = all_rows[:, index]
         y = _stepped(work, x)
-        for all_rows, some in zip(own, gathered):
+        for all_rows, some in zip(own, work.entering):
             all_rows[:, index] = some
         return y
 

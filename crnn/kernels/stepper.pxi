@@ -79,7 +79,8 @@ cdef class Stepper:
 
     @property
     def entering(self):
-        """The states that enter the next step, to read and to write: [h], LSTM [h, c], each (layers, batch, hidden)."""
+        """The states that enter the next step, to read and to write before it: [h], LSTM [h, c], each (layers, batch,
+        hidden)."""
         cdef crnn_states where
         if self.stepper == NULL:
             return list(self.states)

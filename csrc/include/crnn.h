@@ -97,7 +97,7 @@ CRNN_API size_t crnn_tape_bytes(const crnn_tape *tape);
  * outlive the stepper and are read anew at each step; the instruction set stays what it was. One thread at a time. */
 typedef struct crnn_stepper crnn_stepper;
 
-/* Where a stepper keeps its states, to be read and set between steps: (L, B, H) with strides in elements. */
+/* Where a stepper keeps its states until the next step, to be read and set: (L, B, H) with strides in elements. */
 typedef struct {
     void *h, *c; /* c: null where the cell has none */
     size_t layer_step, row_step;

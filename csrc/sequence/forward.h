@@ -36,7 +36,8 @@ static void gather_input(const run_state *s, const forward_call *call, size_t l,
         } else {
             for (size_t e = 0; e < s->D; e++) {
                 const layer_run *below = s->layers + (l - 1) * s->D + e;
-                memcpy(x + e * H, below->h + (s->B + flipped(s, below->reversed, row)) * s->ldh, H * sizeof(T));
+                size_t from = rows_after(s, call->turn) + flipped(s, below->reversed, row);
+                memcpy(x + e * H, below->h + from * s->ldh, H * sizeof(T));
             }
             if (s->masks) {
                 const T *mask = s->masks + ((l - 1) * s->R + row) * width;
@@ -307,7 +308,8 @@ static void copy_outputs(const run_state *s, const crnn_forward_args *args, size
         T *y = view ? (T *)(void *)view_row(s, view, 0, w.t, w.i) : (T *)args->y + w.row * s->D * s->H;
         for (size_t d = 0; d < s->D; d++) {
             const layer_run *top = s->layers + (s->L - 1) * s->D + d;
-            memcpy(y + d * s->H, top->h + (s->B + flipped(s, top->reversed, w.row)) * s->ldh, s->H * sizeof(T));
+            size_t from = rows_after(s, s->turn) + flipped(s, top->reversed, w.row);
+            memcpy(y + d * s->H, top->h + from * s->ldh, s->H * sizeof(T));
         }
     }
 }
@@ -366,5 +368,4 @@ static void run_step(run_state *s, const void *x, void *y)
     forward_call call = {.s = s, .args = {.x = s->ids ? NULL : x, .y = y}, .turn = s->turn ^= 1};
     crnn_parallel(s->plan.threads, s->plan.brief, forward_work, &call);
     copy_outputs(s, &call.args, 0, s->R);
-    for (size_t q = 0; q < s->L; q++) memcpy(s->layers[q].h, s->layers[q].h + s->B * s->ldh, s->B * s->ldh * sizeof(T));
 }

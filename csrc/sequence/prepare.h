@@ -108,8 +108,8 @@ static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *bat
     return CRNN_OK;
 }
 
-/* One step of a few rows again and again: what does not change from step to step is prepared once, and states stay where
- * they are. The weights are read where they are each time; more rows would want them packed, a copy per stepper. */
+/* One step of a few rows again and again: what does not change from step to step is prepared once, and states stay in
+ * the run. The weights are read where they are each time; more rows would want them packed, a copy per stepper. */
 static crnn_status kernel_stepper(const crnn_stack *stack, size_t batch, crnn_tape **out)
 {
     if (!few_rows(batch, 1, read_width(stack) + stack->hidden)) return CRNN_UNSUPPORTED;
@@ -138,5 +138,5 @@ static void kernel_step(crnn_tape *stepper, const void *x, void *y)
 static crnn_states kernel_states(crnn_tape *stepper)
 {
     run_state *s = (run_state *)(void *)stepper;
-    return (crnn_states){s->layers[0].h, s->layers[0].c, (s->B + s->R) * s->ldh, s->ldh};
+    return (crnn_states){s->layers[0].h + (s->turn ? s->B * s->ldh : 0), s->layers[0].c, (s->B + s->R) * s->ldh, s->ldh};
 }

@@ -120,15 +120,18 @@ static void small_step(const run_state *s, const layer_run *run, const cell_prod
 {
     size_t n = block_rows(s, t), hi = i1 < n ? i1 : n;
     if (i0 >= hi || u0 >= u1) return;
-    size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0, col = u0 * VW;
+    size_t row = (size_t)s->offsets[t] + i0, col = u0 * VW;
+    size_t first = rows_after(s, backwards), after = first + row; /* a stepper's direction is its turn */
+    size_t before = (t ? state_row_before(s, t) : s->B - first) + i0;
     T *gates = run->gates + (row - gate_base) * s->ldg;
     step_input in = {.rows = hi - i0, .x = x ? x + row * ldx : NULL, .ldx = ldx};
     in.h = candidate ? gates + 3 * s->Hp : run->h + before * s->ldh;
     in.ldh = candidate ? s->ldg : s->ldh;
     if (t == 0 && s->zero_start) in.h = NULL;
     small_product(s, run, product, gates, &in, u0, u1, backwards);
-    size_t prev = before * s->ldh + col, next = (s->B + row) * s->ldh + col, next_c = s->stepping ? prev : next;
-    forward_patch patch = {gates + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev : NULL, run->h + next,
+    size_t prev = before * s->ldh + col, next = after * s->ldh + col;
+    size_t prev_c = s->stepping ? i0 * s->ldh + col : prev, next_c = s->stepping ? prev_c : next;
+    forward_patch patch = {gates + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev_c : NULL, run->h + next,
                            run->c ? run->c + next_c : NULL, s->ldh};
     if (candidate) gru_before_state(&patch, hi - i0, u1 - u0, s->shape.z_state);
     else cell_forward(&s->shape, &patch, hi - i0, u1 - u0);
