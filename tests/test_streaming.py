@@ -63,7 +63,9 @@ def test_steps_equal_layer_step_to_the_bit(kind, rng):
 @pytest.mark.parametrize("hidden", [5, 32, 49, 64, 125, 129, 150])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_row_does_not_depend_on_its_neighbours(kind, hidden, dtype, rng):
-    """To the bit, for every number of rows that steps by dot products: 8, or more of wide layers."""
+    """To the bit, for every number of rows that steps by dot products: 8, or more of wide layers.
+
+    Rows that fill a vector's lanes are summed up in another order, which is the same for them all."""
     layer = make(kind, sizes=(hidden + 3, hidden), dtype=dtype)
     x = rng.normal(size=(4, 18, hidden + 3)).astype(dtype)
     streams = {n: layer.stream(n) for n in (1, 2, 3, 5, 8)}
@@ -74,6 +76,12 @@ def test_a_row_does_not_depend_on_its_neighbours(kind, hidden, dtype, rng):
         for n, y in outputs.items():
             assert (y[0] == outputs[1][0]).all(), n
             assert (y[: min(n, 8)] == outputs[8][:n]).all(), n
+    alone, whole, turned = layer.stream(1), layer.stream(16), layer.stream(16)
+    for t, step in enumerate(x):
+        y = whole.step(np.ascontiguousarray(step[:16]))
+        assert (turned.step(np.ascontiguousarray(step[15::-1]))[::-1] == y).all()
+        one = alone.step(np.ascontiguousarray(step[3:4])).astype(np.float64)
+        assert_close(y[3:4], one, "output", terms=2 * hidden + 3, steps=t + 1, dtype=dtype)
 
 
 BEYOND_CACHES = {"rnn": (5, 2173), "lstm": (150, 1021), "gru": (200, 1163), "gru_after_state": (203, 1161)}

@@ -10,6 +10,7 @@ extern const crnn_kernels THIS_KERNELS;
 #include "../simd/gemm.h"
 #include "../simd/dot.h"
 #include "../simd/pack.h"
+#include "../simd/turned.h"
 #include "../simd/finite.h"
 #include "../cells/shape.h"
 #include "../cells/cell.h"

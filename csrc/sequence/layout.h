@@ -161,7 +161,7 @@ static int64_t first_bad(const int64_t *bad)
 static int few_rows(size_t rows, size_t steps, size_t inputs)
 {
     if (rows <= SHORT_ROWS) return 1;
-    return steps == 1 && rows <= SMALL_ROWS && rows <= inputs / (rows <= 12 ? 10 : 16);
+    return steps == 1 && rows <= SMALL_ROWS && (turning_pays(rows, inputs) || rows <= inputs / (rows <= 12 ? 10 : 16));
 }
 
 /* A team costs about 2 us to start and a barrier 0.3 us. Enough sequences: each thread takes some for the whole loop.

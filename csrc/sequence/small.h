@@ -3,7 +3,7 @@
 
 /* The rows that enter a step: x and h, where they are there. */
 typedef struct {
-    size_t rows;
+    size_t rows, all; /* of this thread's; of all threads' in this step, which decides on the order of sums, or 0 */
     const T *x, *h;
     size_t ldx, ldh;
 } step_input;
@@ -90,10 +90,40 @@ static int reads_across(const run_state *s, const layer_run *run, const step_inp
     return (in->h && lies_across(run->whh, s->H)) || (in->x && lies_across(run->wih, K));
 }
 
+/* One input of up to VW rows, turned; `slots`: of the gates that it enters. */
+static void turned_input(const run_state *s, const cell_product *product, const int *slots, const T *W, size_t K, const T *v,
+                         size_t ldv, size_t rows, T *gates, size_t u0, size_t u1, int backwards)
+{
+    _Alignas(64) T turned[TURNED_BYTES / sizeof(T)];
+    pack_transposed(turned, VW, v, ldv, rows, K, NULL);
+    for (size_t n = u0; n < u1; n++) {
+        const size_t u = backwards ? u1 - 1 - (n - u0) : n, valid = s->H - u * VW < VW ? s->H - u * VW : VW;
+        for (int p = 0; p < product->gates; p++) {
+            const int q = backwards ? product->gates - 1 - p : p;
+            const T *w = W + ((size_t)product->gate[q] * s->H + u * VW) * K;
+            turned_units(K, w, valid, turned, rows, gates + (size_t)slots[q] * s->Hp + u * VW, s->ldg);
+        }
+    }
+}
+
+static void turned_product(const run_state *s, const layer_run *run, const cell_product *product, T *gates,
+                           const step_input *in, size_t u0, size_t u1, int backwards)
+{
+    for (size_t i = 0, n; i < in->rows; i += n, gates += n * s->ldg) {
+        const T *x = in->x ? in->x + i * in->ldx : NULL, *h = in->h ? in->h + i * in->ldh : NULL;
+        n = in->rows - i < VW ? in->rows - i : VW;
+        if (x) turned_input(s, product, product->gate, run->wih, run->input, x, in->ldx, n, gates, u0, u1, backwards);
+        if (h) turned_input(s, product, product->slot, run->whh, s->H, h, in->ldh, n, gates, u0, u1, backwards);
+    }
+}
+
 NOINLINE void small_product(const run_state *s, const layer_run *run, const cell_product *product, T *gates,
                             const step_input *in, size_t u0, size_t u1, int backwards)
 {
-    if (reads_across(s, run, in)) product_across(s, run, product, gates, in, u0, u1, backwards);
+    const size_t K = in->x ? run->input : 0;
+    if (turning_pays(in->all, K + s->H) && can_turn(K > s->H ? K : s->H))
+        turned_product(s, run, product, gates, in, u0, u1, backwards);
+    else if (reads_across(s, run, in)) product_across(s, run, product, gates, in, u0, u1, backwards);
     else product_body(0, s, run, product, gates, in, u0, u1, backwards);
 }
 
@@ -124,7 +154,7 @@ static void small_step(const run_state *s, const layer_run *run, const cell_prod
     size_t first = rows_after(s, backwards), after = first + row; /* a stepper's direction is its turn */
     size_t before = (t ? state_row_before(s, t) : s->B - first) + i0;
     T *gates = run->gates + (row - gate_base) * s->ldg;
-    step_input in = {.rows = hi - i0, .x = x ? x + row * ldx : NULL, .ldx = ldx};
+    step_input in = {.rows = hi - i0, .all = n, .x = x ? x + row * ldx : NULL, .ldx = ldx};
     in.h = candidate ? gates + 3 * s->Hp : run->h + before * s->ldh;
     in.ldh = candidate ? s->ldg : s->ldh;
     if (t == 0 && s->zero_start) in.h = NULL;
