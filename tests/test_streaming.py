@@ -13,6 +13,7 @@ import pytest
 from tolerances import assert_close
 
 import crnn
+from crnn import _kernels
 from crnn.streaming import LayerStream
 
 LAYERS = {
@@ -82,6 +83,23 @@ def test_a_row_does_not_depend_on_its_neighbours(kind, hidden, dtype, rng):
         assert (turned.step(np.ascontiguousarray(step[15::-1]))[::-1] == y).all()
         one = alone.step(np.ascontiguousarray(step[3:4])).astype(np.float64)
         assert_close(y[3:4], one, "output", terms=2 * hidden + 3, steps=t + 1, dtype=dtype)
+
+
+@pytest.mark.parametrize("hidden", [15, 33, 130])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_threads_do_not_change_a_bit_of_a_step(kind, hidden, isa, threads, rng):
+    """However they share rows and units: the order of sums is that of the number of rows in all."""
+    layer = make(kind, sizes=(hidden - 3, hidden), dtype=np.float32)
+    x = rng.normal(size=(3, 32, hidden - 3)).astype(np.float32)
+    for rows in (8, 15, 16, 32):
+        steps = [np.ascontiguousarray(step[:rows]) for step in x]
+        outputs = []
+        for count, handover in ((1, 1e-7), (2, 1e-7), (2, 4e-7), (3, 1e-7)):  # on near cores and on far ones
+            threads(count)
+            _kernels.assume_handover(handover)
+            stream = layer.stream(rows)
+            outputs.append([stream.step(step) for step in steps])
+        assert all(np.array_equal(outputs[0], other) for other in outputs[1:]), rows
 
 
 BEYOND_CACHES = {"rnn": (5, 2173), "lstm": (150, 1021), "gru": (200, 1163), "gru_after_state": (203, 1161)}
