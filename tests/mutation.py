@@ -59,7 +59,6 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/forward.h", "own.gates += (size_t)rank * s->chunk_rows * s->ldg", "own.gates += 0", CHUNKS),
     ("csrc/sequence/forward.h", "x[k] *= mask[k]", "x[k] += mask[k]", KERNELS),
     ("csrc/sequence/forward.h", "hh[k] += run->bhh", "hh[k] -= run->bhh", CELLS),
-    ("csrc/sequence/forward.h", "+ s->B * s->ldh, s->B * s->ldh * sizeof(T)", ", s->B * s->ldh * sizeof(T)", STEPS),
     ("csrc/sequence/small.h", "next_c = s->stepping ? prev_c : next", "next_c = next", STEPS),
     ("csrc/sequence/layout.h", "s->stepping && !turn ? 0", "s->stepping && turn ? 0", STEPS),
     ("csrc/sequence/prepare.h", "h + (s->turn ? s->B * s->ldh : 0)", "h", STEPS),
