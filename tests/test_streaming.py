@@ -102,6 +102,18 @@ def test_threads_do_not_change_a_bit_of_a_step(kind, hidden, isa, threads, rng):
         assert all(np.array_equal(outputs[0], other) for other in outputs[1:]), rows
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_turned_rows_have_the_bits_of_packed_weights(kind, isa, rng):
+    """16 rows fill the lanes of AVX's vectors (simd/turned.h); 40 are too many for anything but packed weights."""
+    if isa not in ("avx2", "avx512"):
+        pytest.skip(f"NOTHING IS TURNED WITH {isa}")
+    layer = make(kind, sizes=(31, 50), dtype=np.float32)
+    x = rng.normal(size=(2, 40, 31)).astype(np.float32)
+    few, many = layer.stream(16), layer.stream(40)
+    for step in x:
+        assert (few.step(np.ascontiguousarray(step[:16])) == many.step(step)[:16]).all()
+
+
 BEYOND_CACHES = {"rnn": (5, 2173), "lstm": (150, 1021), "gru": (200, 1163), "gru_after_state": (203, 1161)}
 
 
