@@ -44,6 +44,8 @@ ROWS = (
         lambda peer, variant: peer == "torch"),
     Row("Zaremba small and medium, against JAX", lambda w: w.group == "zaremba", 1.0, 1.0,
         lambda peer, variant: peer == "jax"),
+    Row("several layers or both directions, training", lambda w: w.group == "stacked-training", 1.0, 1.0),
+    Row("several layers or both directions, inference", lambda w: w.group == "stacked-inference", 1.0, 1.0),
     Row("drawn at random: layer training", lambda w: w.group == "drawn-training", 1.0, 1.0),
     Row("drawn at random: ragged training", lambda w: w.group == "drawn-ragged", 1.0, 1.0),
     Row("drawn at random: streaming step", lambda w: w.group == "drawn-step", 1.0, 1.0),

@@ -30,8 +30,8 @@ def per_token(workload: Workload) -> int:
     gates = GATES[workload.cell] * workload.hidden
     products = 0
     for layer in range(workload.layers):
-        width = workload.input if layer == 0 else workload.hidden
-        products += gates * (width + workload.hidden)
+        width = workload.input if layer == 0 else workload.directions * workload.hidden
+        products += workload.directions * gates * (width + workload.hidden)
     products += workload.vocabulary * workload.hidden
     return (6 if workload.train else 2) * products
 
@@ -49,7 +49,8 @@ def bytes_per_step(workload: Workload) -> int:
     if workload.batch != 1 or workload.kind not in ("layer", "step"):
         return 0
     width = workload.hidden + (workload.input if workload.kind == "step" else 0)
-    return GATES[workload.cell] * workload.hidden * width * np.dtype(workload.dtype).itemsize
+    stack = workload.layers * workload.directions
+    return stack * GATES[workload.cell] * workload.hidden * width * np.dtype(workload.dtype).itemsize
 
 
 def least_seconds(workload: Workload, operations: int, peak: float, read: float | None) -> float:

@@ -19,6 +19,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--train", action="store_true", help="forward and backward (default: inference)")
     options.add_argument("--step", action="store_true", help="single steps with carried state; time is their number")
     options.add_argument("--shortest", type=int, default=0, help="ragged batch: shortest sequence, time is the longest")
+    options.add_argument("--layers", type=int, choices=range(1, 10), metavar="N", default=1)
+    options.add_argument("--both", action="store_true", help="both directions")
     options.add_argument("--window", type=int, default=0, help="truncation Window(k) of the backward pass")
     options.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     options.add_argument("--threads", type=thread_counts, default=str(processors()), help="one count or several: 1,2")
@@ -36,6 +38,7 @@ def main() -> int:
     workload = Workload(
         "quick", kind, given.cell, given.batch, given.time, given.input, given.hidden, dtype=given.dtype,
         train=(given.train or bool(given.shortest)) and not given.step, shortest=given.shortest, window=given.window,
+        layers=given.layers, directions=2 if given.both else 1,
     )  # fmt: skip
     if warning := busy():
         print(warning, file=sys.stderr)

@@ -26,6 +26,8 @@ HEADINGS = {
     "ragged-training": "Ragged batches: forward and backward, float32",
     "step": "Streaming: one time step per call, batch 1, the Python call included",
     "inference": "Batch inference, float32",
+    "stacked-training": "Several layers or both directions: forward and backward, float32",
+    "stacked-inference": "Several layers or both directions: inference, float32",
     "notes": "The notes' run: SGD after every sentence",
     "zaremba": "Zaremba's language models: a training step with clipping and SGD, no dropout",
     "float64-training": "Layer training, float64",

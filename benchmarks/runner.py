@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 # off by 2e-4 (normal numbers) to 1e-3 (the output layer of 650 units and 10,000 words).
 CLIPPED = 3
 SINGLE_STEPS = 3000
-PAUSE = 0.02  # seconds between peers, in which the threads of the last one stop spinning
+PAUSE = 0.06  # seconds between peers, in which the threads of the last one stop spinning (ONNX Runtime: 40 to 47 ms)
 # A disturbance lasts from some milliseconds to minutes; what lasts longer than all tries is accepted, and counted.
 TRIES = 8
 RECOVERY = 0.05  # seconds before the second try, twice as many before each further one

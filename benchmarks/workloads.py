@@ -33,6 +33,8 @@ ODD = (
 )
 # batch, input, hidden, shortest, longest
 RAGGED = ((64, 128, 256, 12, 100), (32, 100, 100, 5, 60), (20, 200, 200, 1, 80))
+# batch, time, input, hidden, layers, directions
+STACKED = ((20, 35, 256, 256, 2, 1), (32, 50, 100, 128, 1, 2), (16, 40, 300, 200, 2, 2), (1, 100, 128, 256, 1, 2))
 STEPS = (64, 128, 256, 512)
 INFERENCE = (
     (32, 100, 512, 512),
@@ -68,6 +70,8 @@ class Workload:
         Truncation ``Window(window)``; 0 is full back-propagation.
     units
         Sentences or chunks in one timed call of a language model.
+    directions
+        2 where every layer also runs from the end, 1 otherwise.
     """
 
     group: str
@@ -84,6 +88,7 @@ class Workload:
     shortest: int = 0
     window: int = 0
     units: int = 0
+    directions: int = 1
     peers: tuple[str, ...] = ()
 
     @property
@@ -91,6 +96,8 @@ class Workload:
         """A unique, readable key: ``layer-training/lstm-b20-t35-200-200``."""
         parts = [self.cell, f"b{self.batch}", f"t{self.shortest}..{self.time}" if self.shortest else f"t{self.time}"]
         parts += [str(self.input), str(self.hidden) + (f"x{self.layers}" if self.layers > 1 else "")]
+        if self.directions > 1:
+            parts.append("both")
         if self.vocabulary:
             parts.append(f"v{self.vocabulary}")
         if self.window:
@@ -115,7 +122,9 @@ class Workload:
             return f"{self.layers}x{self.hidden}, batch {self.batch}, unroll {self.time}, vocabulary {self.vocabulary}"
         time = f"T {self.shortest}-{self.time}" if self.shortest else f"T {self.time}"
         truncation = f", window {self.window}" if self.window else ""
-        return f"batch {self.batch}, {time}, {self.input} -> {self.hidden}{truncation}"
+        stack = f", {self.layers} layers" if self.layers > 1 else ""
+        stack += ", both directions" if self.directions > 1 else ""
+        return f"batch {self.batch}, {time}, {self.input} -> {self.hidden}{stack}{truncation}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -195,6 +204,16 @@ def workloads() -> list[Workload]:
         for hidden, unroll, units in ((200, 20, 16), (650, 35, 4))
         for cell in CELLS
     ]
+    for train_too in (True, False):
+        group, others = ("stacked-training", ()) if train_too else ("stacked-inference", ("onnxruntime",))
+        every += [
+            Workload(
+                group, "layer", cell, batch, time, inputs, hidden, layers=layers, directions=directions,
+                train=train_too, peers=("crnn", "torch", "jax", *others),
+            )
+            for batch, time, inputs, hidden, layers, directions in STACKED
+            for cell in CELLS
+        ]  # fmt: skip
     every += _layers("float64-training", BATCHED + SINGLE, dtype="float64", peers=("crnn", "torch"))
     every += _scaling()
     names = [workload.name for workload in every]
@@ -224,6 +243,12 @@ def groups() -> list[str]:
     return list(dict.fromkeys(workload.group for workload in workloads()))
 
 
+def layer_names(workload: Workload) -> list[str]:
+    """What PyTorch appends to the parameters of each layer and direction: l0, l0_reverse, l1 ..."""
+    directions = ("", "_reverse")[: workload.directions]
+    return [f"l{layer}{direction}" for layer in range(workload.layers) for direction in directions]
+
+
 def parameter_shapes(workload: Workload) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter, PyTorch's names and order; language models prefix ``rnn.``."""
     rows, prefix = GATES[workload.cell] * workload.hidden, "rnn." if workload.vocabulary else ""
@@ -231,13 +256,14 @@ def parameter_shapes(workload: Workload) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     if workload.vocabulary and workload.input:
         shapes["embedding.weight"] = (workload.vocabulary, workload.input)
-    for layer in range(workload.layers):
+    for layer, suffix in enumerate(layer_names(workload)):
         first = workload.input or workload.vocabulary
-        shapes[f"{prefix}weight_ih_l{layer}"] = (rows, first if layer == 0 else workload.hidden)
-        shapes[f"{prefix}weight_hh_l{layer}"] = (rows, workload.hidden)
+        width = first if layer < workload.directions else workload.directions * workload.hidden
+        shapes[f"{prefix}weight_ih_{suffix}"] = (rows, width)
+        shapes[f"{prefix}weight_hh_{suffix}"] = (rows, workload.hidden)
         if bias:
-            shapes[f"{prefix}bias_ih_l{layer}"] = (rows,)
-            shapes[f"{prefix}bias_hh_l{layer}"] = (rows,)
+            shapes[f"{prefix}bias_ih_{suffix}"] = (rows,)
+            shapes[f"{prefix}bias_hh_{suffix}"] = (rows,)
     if workload.vocabulary:
         shapes["output.weight"] = (workload.vocabulary, workload.hidden)
         if bias:
@@ -251,9 +277,9 @@ def arrays(workload: Workload) -> dict[str, np.ndarray]:
     Returns
     -------
     dict
-        Every parameter under its name, and by kind: ``x`` (batch, time, input) and ``dy`` (batch, time, hidden)
-        real, ``lengths`` (batch,) int64 for ragged batches, ``ids`` (tokens,) int64 and for sentences ``starts``
-        (sentences + 1,) int64. Real arrays have the workload's dtype.
+        Every parameter under its name, and by kind: ``x`` (batch, time, input) and ``dy`` (batch, time,
+        directions*hidden) real, ``lengths`` (batch,) int64 for ragged batches, ``ids`` (tokens,) int64 and for
+        sentences ``starts`` (sentences + 1,) int64. Real arrays have the workload's dtype.
     """
     rng = np.random.default_rng(zlib.crc32(workload.name.removesuffix("-float64").encode()))
     bound = 1.0 / np.sqrt(workload.hidden)
@@ -262,7 +288,7 @@ def arrays(workload: Workload) -> dict[str, np.ndarray]:
         data.update(_tokens(workload, rng))
     else:
         data["x"] = rng.standard_normal((workload.batch, workload.time, workload.input))
-        data["dy"] = rng.standard_normal((workload.batch, workload.time, workload.hidden))
+        data["dy"] = rng.standard_normal((workload.batch, workload.time, workload.directions * workload.hidden))
         if workload.kind == "ragged":
             lengths = rng.integers(workload.shortest, workload.time + 1, workload.batch)
             lengths[rng.integers(workload.batch)] = workload.time

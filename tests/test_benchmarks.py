@@ -57,6 +57,17 @@ def test_layer_flops(cell, gates):
     assert flops.flops(inference, data) * 3 == flops.flops(shape, data)
 
 
+def test_flops_of_a_stack_in_both_directions():
+    stack = Workload("x", "layer", "gru", 3, 5, 7, 11, layers=2, directions=2)
+    assert flops.per_token(stack) == 6 * 2 * 3 * 11 * ((7 + 11) + (2 * 11 + 11))
+    assert arrays(stack)["dy"].shape == (3, 5, 22)
+    assert parameter_shapes(stack)["weight_ih_l1_reverse"] == (33, 22)
+    assert [name for name in parameter_shapes(stack) if name.startswith("bias_hh")] == [
+        "bias_hh_l0", "bias_hh_l0_reverse", "bias_hh_l1", "bias_hh_l1_reverse",
+    ]  # fmt: skip
+    assert stack.name == "x/gru-b3-t5-7-11x2-both"
+
+
 def test_model_flops_count_the_output_layer_and_no_lookup():
     sentences = Workload("x", "sentences", "rnn", 1, 0, 0, 10, vocabulary=50, units=4)
     stream = Workload("x", "stream", "lstm", 4, 5, 8, 8, layers=2, vocabulary=40, units=3)

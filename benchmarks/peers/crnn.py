@@ -59,7 +59,10 @@ def _options(workload: Workload) -> dict[str, Any]:
 
 def _layer(workload: Workload, arrays: dict[str, np.ndarray]) -> Any:
     make = getattr(crnn, LAYERS[workload.cell])
-    layer = make(workload.input, workload.hidden, workload.layers, dtype=np.dtype(workload.dtype), **_options(workload))
+    layer = make(
+        workload.input, workload.hidden, workload.layers, bidirectional=workload.directions > 1,
+        dtype=np.dtype(workload.dtype), **_options(workload),
+    )  # fmt: skip
     for name, parameter in layer.params.items():
         parameter[...] = arrays[name]
     return layer

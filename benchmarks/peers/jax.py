@@ -21,7 +21,7 @@ from jax import numpy as jnp
 
 from benchmarks.peers import Case, Unsupported
 from benchmarks.peers.common import CLIP_NORM, STREAM_RATE, first_chunks, sampled, time_major, updates
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, layer_names
 
 Weights = dict[str, Any]
 
@@ -48,17 +48,17 @@ def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> di
     return {"padded scan" if workload.kind == "ragged" else "scan": _layer(workload, arrays)}
 
 
-def _weights(arrays: dict[str, np.ndarray], layer: int = 0, prefix: str = "") -> Weights:
+def _weights(arrays: dict[str, np.ndarray], layer: str = "l0", prefix: str = "") -> Weights:
     """Kernels as (input, gates*hidden), the usual layout of JAX libraries: no transposition inside the product."""
     names = {"ih": "weight_ih", "hh": "weight_hh", "bih": "bias_ih", "bhh": "bias_hh"}
-    stored = {key: arrays[f"{prefix}{name}_l{layer}"] for key, name in names.items()}
+    stored = {key: arrays[f"{prefix}{name}_{layer}"] for key, name in names.items()}
     return {key: jnp.asarray(np.ascontiguousarray(array.T)) for key, array in stored.items()}
 
 
-def _named(weights: Weights, layer: int = 0, prefix: str = "") -> dict[str, np.ndarray]:
+def _named(weights: Weights, layer: str, prefix: str = "") -> dict[str, np.ndarray]:
     """Undo `_weights`, for gradients and for trained weights."""
     names = {"ih": "weight_ih", "hh": "weight_hh", "bih": "bias_ih", "bhh": "bias_hh"}
-    return {f"{prefix}{name}_l{layer}": np.asarray(weights[key]).T for key, name in names.items()}
+    return {f"{prefix}{name}_{layer}": np.asarray(weights[key]).T for key, name in names.items()}
 
 
 def _rnn(weights: Weights, state: Any, projected: Any) -> tuple[Any, Any]:
@@ -98,18 +98,25 @@ def _zeros(cell: str, batch: int, hidden: int, dtype: str) -> Any:
 def _layer(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
     cell = workload.cell
     step = STEPS[cell]
-    weights = _weights(arrays)
+    weights = [_weights(arrays, layer) for layer in layer_names(workload)]
     x, dy = jnp.asarray(time_major(arrays["x"])), jnp.asarray(time_major(arrays["dy"]))
     state = _zeros(cell, workload.batch, workload.hidden, workload.dtype)
 
-    def forward(weights: Weights, x: Any) -> Any:
-        return lax.scan(lambda s, p: step(weights, s, p), state, _project(cell, weights, x))[1]
+    def scan(weights: Weights, x: Any, reverse: bool) -> Any:
+        return lax.scan(lambda s, p: step(weights, s, p), state, _project(cell, weights, x), reverse=reverse)[1]
+
+    def forward(weights: list[Weights], x: Any) -> Any:
+        for first in range(0, len(weights), workload.directions):
+            directions = weights[first : first + workload.directions]
+            outputs = [scan(own, x, reverse) for own, reverse in zip(directions, (False, True))]
+            x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+        return x
 
     inside = 1.0
     if workload.kind == "ragged":
         inside = (np.arange(workload.time) < arrays["lengths"][:, None])[:, :, None]
 
-    def loss(weights: Weights, x: Any) -> tuple[Any, Any]:
+    def loss(weights: list[Weights], x: Any) -> tuple[Any, Any]:
         y = forward(weights, x)
         return jnp.vdot(y, dy), y
 
@@ -124,7 +131,9 @@ def _layer(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
             return sampled({"output": np.asarray(run()).transpose(1, 0, 2)})
         (_, y), (grads, dx) = run()
         named = {"output": np.asarray(y).transpose(1, 0, 2) * inside, "d_input": np.asarray(dx).transpose(1, 0, 2)}
-        return sampled(named | _named(grads, prefix="d_"))
+        for layer, gradients in zip(layer_names(workload), grads, strict=True):
+            named |= _named(gradients, layer, "d_")
+        return sampled(named)
 
     return Case(run, result)
 
@@ -178,7 +187,7 @@ def _stream(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
     step = jax.jit(learn, donate_argnums=(0, 1))
 
     def fresh() -> Weights:
-        layers = [_weights(arrays, layer, "rnn.") for layer in range(workload.layers)]
+        layers = [_weights(arrays, layer, "rnn.") for layer in layer_names(workload)]
         model = {"layers": layers, "embedding": jnp.array(arrays["embedding.weight"])}
         return model | {"output": jnp.array(arrays["output.weight"].T), "bias": jnp.array(arrays["output.bias"])}
 
@@ -192,7 +201,7 @@ def _stream(workload: Workload, arrays: dict[str, np.ndarray]) -> Case:
         model = train(fresh(), chunks(first_chunks(workload, arrays["ids"])))
         after = {"embedding.weight": np.asarray(model["embedding"]), "output.bias": np.asarray(model["bias"])}
         after["output.weight"] = np.asarray(model["output"]).T
-        for layer, weights in enumerate(model["layers"]):
+        for layer, weights in zip(layer_names(workload), model["layers"], strict=True):
             after |= _named(weights, layer, "rnn.")
         return updates("stream", arrays, after)
 

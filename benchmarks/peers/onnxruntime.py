@@ -1,4 +1,4 @@
-"""ONNX Runtime: one RNN, LSTM or GRU node, time-major; inference and single steps."""
+"""ONNX Runtime: an RNN, LSTM or GRU node per layer, time-major; inference and single steps of one layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.peers import Case, Unsupported
 from benchmarks.peers.common import sampled, time_major
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, layer_names
 
 # PyTorch's gate order -> ONNX's: LSTM i f g o -> i o f c; GRU r z n -> z r h.
 ORDER = {"rnn": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
@@ -40,7 +40,11 @@ def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> di
     def run() -> np.ndarray:
         return session.run(["y"], {"x": x})[0]
 
-    return {"run": Case(run, lambda: sampled({"output": run()[:, 0].transpose(1, 0, 2)}))}
+    def result() -> dict[str, np.ndarray]:
+        y = run()  # (time, directions, batch, hidden)
+        return sampled({"output": y.transpose(2, 0, 1, 3).reshape(workload.batch, workload.time, -1)})
+
+    return {"run": Case(run, result)}
 
 
 def _reordered(array: np.ndarray, cell: str) -> np.ndarray:
@@ -48,29 +52,50 @@ def _reordered(array: np.ndarray, cell: str) -> np.ndarray:
     return np.concatenate([gates[k] for k in ORDER[cell]])[None]
 
 
+def _constants(layer: int, workload: Workload, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """W, R and B of one layer, its directions one after the other."""
+    suffixes = layer_names(workload)[layer * workload.directions :][: workload.directions]
+
+    def stored(name: str) -> np.ndarray:
+        return np.concatenate([_reordered(arrays[f"{name}_{suffix}"], workload.cell) for suffix in suffixes])
+
+    bias = np.concatenate([stored("bias_ih"), stored("bias_hh")], axis=1)
+    return {f"W{layer}": stored("weight_ih"), f"R{layer}": stored("weight_hh"), f"B{layer}": bias}
+
+
 def _session(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> Any:
-    cell, stepwise = workload.cell, workload.kind == "step"
+    cell, stepwise, directions = workload.cell, workload.kind == "step", workload.directions
     time = 1 if stepwise else workload.time
-    bias = np.concatenate([_reordered(arrays[name], cell) for name in ("bias_ih_l0", "bias_hh_l0")], axis=1)
-    constants = {
-        "W": _reordered(arrays["weight_ih_l0"], cell),
-        "R": _reordered(arrays["weight_hh_l0"], cell),
-        "B": bias,
-    }
     states = (["h", "c"] if cell == "lstm" else ["h"]) if stepwise else []
-    attributes = {"hidden_size": workload.hidden} | ({"linear_before_reset": 1} if cell == "gru" else {})
-    inputs = ["x", "W", "R", "B"] + (["", *states] if states else [])
-    node = helper.make_node(OPERATORS[cell], inputs, ["y", *(f"{s}_n" for s in states)], **attributes)
+    attributes = {"hidden_size": workload.hidden, "direction": "bidirectional" if directions > 1 else "forward"}
+    if cell == "gru":
+        attributes["linear_before_reset"] = 1
+    constants: dict[str, np.ndarray] = {}
+    nodes, last = [], workload.layers - 1
+    for layer in range(workload.layers):
+        constants |= _constants(layer, workload, arrays)
+        inputs = [f"x{layer}" if layer else "x", f"W{layer}", f"R{layer}", f"B{layer}"]
+        outputs = ["y" if layer == last else f"y{layer}", *(f"{s}_n" for s in states)]
+        nodes.append(
+            helper.make_node(OPERATORS[cell], inputs + (["", *states] if states else []), outputs, **attributes)
+        )
+        if layer < last:  # (time, directions, batch, hidden) -> (time, batch, directions*hidden)
+            constants["rows"] = np.array([time, workload.batch, directions * workload.hidden], np.int64)
+            nodes.append(helper.make_node("Transpose", [f"y{layer}"], [f"z{layer}"], perm=[0, 2, 1, 3]))
+            nodes.append(helper.make_node("Reshape", [f"z{layer}", "rows"], [f"x{layer + 1}"]))
 
     def value(name: str, shape: tuple[int, ...]) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     state_shape = (1, workload.batch, workload.hidden)
     graph = helper.make_graph(
-        [node],
+        nodes,
         "layer",
         [value("x", (time, workload.batch, workload.input)), *(value(s, state_shape) for s in states)],
-        [value("y", (time, 1, workload.batch, workload.hidden)), *(value(f"{s}_n", state_shape) for s in states)],
+        [
+            value("y", (time, directions, workload.batch, workload.hidden)),
+            *(value(f"{s}_n", state_shape) for s in states),
+        ],
         [numpy_helper.from_array(a, name) for name, a in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

@@ -71,7 +71,10 @@ def _load(module: nn.Module, arrays: dict[str, np.ndarray], prefix: str = "") ->
 
 
 def _layer(workload: Workload, arrays: dict[str, np.ndarray]) -> nn.RNNBase:
-    layer: nn.RNNBase = LAYERS[workload.cell](workload.input, workload.hidden, workload.layers, dtype=_dtype(workload))
+    make, both = LAYERS[workload.cell], workload.directions > 1
+    layer: nn.RNNBase = make(
+        workload.input, workload.hidden, workload.layers, bidirectional=both, dtype=_dtype(workload)
+    )
     _load(layer, arrays)
     return layer
 
