@@ -33,6 +33,7 @@ ORACLE = "test_gradients.py::test_gradients_agree_with_the_oracle"
 # First the tests that should notice, then those that are asked when they did not.
 CELLS = ((ORACLE,), ("test_gradients.py", "test_layers_numeric.py"))
 KERNELS = ((ORACLE, "test_kernels.py"), ("test_layers_numeric.py", "test_invariants.py"))
+APART = (("test_invariants.py::test_directions_apart_do_not_change_a_bit",),)
 STEPS = (("test_streaming.py",),)
 CHUNKS = (("test_layers_numeric.py::test_inference_agrees_with_training_bit_by_bit",),)
 LOOKED = (("test_layers_numeric.py::test_every_value_is_looked_at",),)
@@ -57,6 +58,9 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/layout.h", "w->i >= block_rows(s, t) || ", "", KERNELS),
     ("csrc/sequence/layout.h", "            w->i = 0;", "            w->i = 1;", KERNELS),
     ("csrc/sequence/forward.h", "own.gates += (size_t)rank * s->chunk_rows * s->ldg", "own.gates += 0", CHUNKS),
+    ("csrc/sequence/forward.h", "first + (rank & 1)", "first + 0 * (rank & 1)", APART),
+    ("csrc/sequence/backward.h", "((run->reversed ? s->R : 0) + row)", "row", APART),
+    ("csrc/sequence/backward.h", "begin + (size_t)(rank & 1)", "begin + 0 * (size_t)(rank & 1)", APART),
     ("csrc/sequence/forward.h", "x[k] *= mask[k]", "x[k] += mask[k]", KERNELS),
     ("csrc/sequence/forward.h", "hh[k] += run->bhh", "hh[k] -= run->bhh", CELLS),
     ("csrc/sequence/small.h", "next_c = s->stepping ? prev_c : next", "next_c = next", STEPS),

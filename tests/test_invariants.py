@@ -83,6 +83,35 @@ def test_threads_do_not_change_a_bit(case, threads):
         grid.identical(one, grid.library(wide))
 
 
+@all_cells
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lengths", [tuple(range(1, 24)), (30,), (9,) * 12, (2, 3, 3)], ids=str)
+def test_directions_apart_do_not_change_a_bit(kind, dtype, lengths, threads):
+    """An even number of threads walks the directions at the same time, an odd one after the other."""
+    case = Case(kind, 90, 70, lengths, num_layers=2, dtype=dtype, bidirectional=True)
+    threads(1)
+    one = grid.library(case)
+    for count, handover in itertools.product((2, 3, 4, 6), (1e-8, 1e-7, 4e-7)):
+        threads(count)
+        _kernels.assume_handover(handover)
+        grid.identical(one, grid.library(case))
+
+
+@pytest.mark.parametrize("row", [0, 3, 7])
+def test_a_gradient_that_is_not_finite_is_found_in_either_direction(row, threads):
+    """Directions read their halves of it at the same time; the first row is told, whichever has found it."""
+    layer = crnn.LSTM(64, 48, bidirectional=True, rng=3)
+    x = np.random.default_rng(4).standard_normal((16, 8, 64)).astype(np.float32)
+    run = layer.forward(x)
+    for count, half in itertools.product((1, 2, 4), (0, 1)):
+        threads(count)
+        dy = np.ones((16, 8, 96), np.float32)
+        dy[5, row, half * 48 + 7] = np.inf
+        dy[9, 7, (1 - half) * 48 + 2] = np.nan
+        with pytest.raises(ValueError, match=rf"\[5, {row}, {half * 48 + 7}\]"):
+            run.backward(dy)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="NO LIST OF THREADS ON THIS SYSTEM")
 def test_threads_that_are_no_longer_wanted_go(threads):
     """They would have a part in every later call, and where they are more than the cores nobody would ever get two."""

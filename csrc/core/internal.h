@@ -38,6 +38,7 @@ typedef void (*crnn_work)(void *context, int rank, crnn_team *team);
 void crnn_parallel(int threads, int brief, crnn_work work, void *context); /* brief: a few tens of microseconds */
 int crnn_team_size(const crnn_team *team);
 void crnn_barrier(crnn_team *team);
+crnn_team *crnn_half(crnn_team *team, int *rank); /* of an even number of threads, odd or even ranks; and the rank there */
 double crnn_seconds(void);
 int crnn_leave_processor(int processor); /* 1 if this thread was running there and has moved */
 

@@ -35,7 +35,7 @@ static struct {
     int crowded;                 /* the caller's processor, if a worker may have been put there too, else -1 */
     atomic_uint ticket;          /* rises with every job */
     OWN_LINE atomic_uint done;   /* rises with every worker that has finished one; the caller only reads it */
-    crnn_team team;
+    crnn_team team, halves[2];
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .crowded = -1};
 
 /* Other programs may hold the cores that our workers want. Then the caller waits for whole time slices, and is better off
@@ -74,6 +74,13 @@ static inline void relax(void)
 void crnn_set_threads(int n) { atomic_store(&wanted, n < 1 ? 1 : n > CRNN_MAX_THREADS ? CRNN_MAX_THREADS : n); }
 int crnn_get_threads(void) { return atomic_load(&wanted); }
 int crnn_team_size(const crnn_team *team) { return team->size; }
+crnn_team *crnn_half(crnn_team *team, int *rank)
+{
+    (void)team; /* only one that has the pool has several threads */
+    crnn_team *half = pool.halves + (*rank & 1);
+    *rank >>= 1;
+    return half;
+}
 
 static inline void wait_a_little(int spins, double *since)
 {
@@ -172,6 +179,7 @@ static void after_fork(void)
     atomic_store(&pool.ticket, 0);
     atomic_store(&pool.done, 0);
     atomic_store(&pool.team.arrived, 0);
+    for (int i = 0; i < 2; i++) atomic_store(&pool.halves[i].arrived, 0);
     atomic_store(&pool.sleepers, 0);
     pool.workers = 0;
     alone_until = 0;
@@ -232,7 +240,10 @@ static int run_team(int threads, crnn_work work, void *context)
     pool.size = threads;
     const int wanted_now = crnn_get_threads(), stay = (threads > wanted_now ? threads : wanted_now) - 1;
     pool.staying = stay < pool.workers ? stay : pool.workers;
-    if (pool.team.size != threads) pool.team.size = threads;
+    if (pool.team.size != threads) {
+        pool.team.size = threads;
+        for (int i = 0; i < 2; i++) pool.halves[i].size = threads / 2;
+    }
     atomic_fetch_add(&pool.ticket, 1);
     int awake = atomic_load(&pool.sleepers) == 0;
     if (!awake) wake_sleepers();

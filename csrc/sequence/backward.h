@@ -25,7 +25,7 @@ typedef struct {
     const crnn_backward_args *args;
     layer_back *layers;
     T *dx;       /* (R, ldx) gradient of the output of the layer below, natural row order */
-    T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1} */
+    T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1}, per direction */
     size_t ldx;
     size_t view_ld; /* of args->dy_view (even_rows) */
     int wants_dx;   /* the caller does, and not of ids */
@@ -35,7 +35,7 @@ typedef struct {
     T *blocks;   /* per thread: rows on their way to where they belong */
     size_t ld_block;
     int overlap; /* sums apart from d */
-    int64_t *bad; /* per rank: the first row of dy_view that is not finite, or -1 */
+    int64_t *bad; /* per direction and rank: the first row of dy_view that is not finite, or -1 */
 } backward_call;
 
 /* Rows that repay asking for what they read next (RNN, one sequence: 2 % lost). */
@@ -222,7 +222,7 @@ static void reset_rows(const backward_call *call, const layer_run *run, const la
     const run_state *s = call->s;
     size_t col = u0 * VW, prev = before * s->ldh + col, gate = row * s->ldg + col;
     if (u1 <= u0 || rows == 0) return;
-    T *reset = call->reset + row * s->ldh;
+    T *reset = call->reset + ((run->reversed ? s->R : 0) + row) * s->ldh;
     product_back(s, &s->shape.candidate, back->d + row * s->ldg, back->pack_n, s->H, u0, u1, rows, reset, s->ldh,
                  (step_rows){0}, 0, NULL);
     backward_patch patch = {.g = run->gates + gate, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
@@ -370,18 +370,26 @@ static void range_backward(const backward_call *call, size_t lo, size_t hi, size
     crnn_share(last - first, 1, rank, crnn_team_size(team), &r0, &r1);
     r0 += first, r1 += first;
     for (size_t l = s->L; l-- > 0;) {
-        for (size_t q = l * s->D; q < (l + 1) * s->D; q++) start_rows(call, q, loss_lo, r0, r1, rank);
-        for (size_t q = l * s->D; q < (l + 1) * s->D; q++) {
+        const size_t begin = l * s->D, end = begin + s->D;
+        for (size_t q = begin; q < end; q++) {
+            start_rows(call, q, loss_lo, r0, r1, rank);
+            if (rank > 0) continue;
+            fill_final_cell(call, q, loss_lo, hi);
+            if (lo == 0) memset(dh_of_step(call, q, (size_t)-1), 0, s->B * s->ldh * sizeof(T));
+            if (l > 0) deal_rows_of(call, q, OF_INPUT, 1, last - first);
+        }
+        crnn_barrier(team);
+        if (goes_apart(s, team)) {
+            int own = rank;
+            crnn_team *half = crnn_half(team, &own);
+            time_loop(call, begin + (size_t)(rank & 1), lo, hi, loss_lo, own, half);
+        } else {
+            for (size_t q = begin; q < end; q++) time_loop(call, q, lo, hi, loss_lo, rank, team);
+        }
+        crnn_barrier(team);
+        for (size_t q = begin; q < end; q++) {
             layer_back *back = call->layers + q;
             size_t a, b;
-            if (rank == 0) {
-                fill_final_cell(call, q, loss_lo, hi);
-                if (lo == 0) memset(dh_of_step(call, q, (size_t)-1), 0, s->B * s->ldh * sizeof(T));
-                if (l > 0) deal_rows_of(call, q, OF_INPUT, 1, last - first);
-            }
-            crnn_barrier(team);
-            time_loop(call, q, lo, hi, loss_lo, rank, team);
-            crnn_barrier(team);
             if (rank == 0 && lo == 0) {
                 size_t n = block_rows(s, 0);
                 add_rows_to(back->dh0, dh_of_step(call, q, (size_t)-1), n, s->ldh);

@@ -326,8 +326,18 @@ static void forward_work(void *context, int rank, crnn_team *team)
 {
     forward_call *call = context;
     run_state *s = call->s;
-    for (size_t l = 0; l < s->L; l++)
-        for (size_t d = 0; d < s->D; d++) forward_layer(call, l, s->layers + l * s->D + d, rank, team);
+    const int apart = goes_apart(s, team);
+    for (size_t l = 0; l < s->L; l++) {
+        layer_run *first = s->layers + l * s->D;
+        if (apart) {
+            int own = rank;
+            crnn_team *half = crnn_half(team, &own);
+            forward_layer(call, l, first + (rank & 1), own, half);
+            if (!s->small || l + 1 < s->L) crnn_barrier(team);
+        } else {
+            for (size_t d = 0; d < s->D; d++) forward_layer(call, l, first + d, rank, team);
+        }
+    }
     if (s->small) return;
     size_t lo, hi;
     crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
@@ -358,7 +368,7 @@ static void run_forward(run_state *s, const crnn_forward_args *args)
             if (args->h_n) memcpy((T *)args->h_n + out, s->layers[q].h + row, s->H * sizeof(T));
             if (args->c_n && s->layers[q].c) memcpy((T *)args->c_n + out, s->layers[q].c + row, s->H * sizeof(T));
         }
-    if (args->bad) *args->bad = first_bad(call.bad);
+    if (args->bad) *args->bad = first_bad(call.bad, CRNN_MAX_THREADS);
 }
 
 /* One step from the states in place. */

@@ -29,6 +29,9 @@ INLINE const char *upstream_row(const backward_call *call, size_t q, size_t t, s
     return (const char *)(is_top(s, q) ? (const T *)args->dy + row * s->D * s->H + e : call->dx + row * call->ldx + e);
 }
 
+/* Directions may be walked by two threads with the same rank. */
+INLINE int64_t *bad_of(const backward_call *call, size_t q, int rank) { return call->bad + q % call->s->D * CRNN_MAX_THREADS + (size_t)rank; }
+
 /* Columns from `first` on of that row, `width` of them: into `to`, or added to it (but not what the caller gave). */
 INLINE void take_upstream(const backward_call *call, size_t q, size_t t, size_t i, size_t first, size_t width, T *to, int add,
                           int rank)
@@ -38,7 +41,7 @@ INLINE void take_upstream(const backward_call *call, size_t q, size_t t, size_t 
     const size_t row = flipped(s, s->layers[q].reversed, (size_t)s->offsets[t] + i);
     if (is_top(s, q)) {
         memcpy(to, from, width * sizeof(T));
-        if (call->args->dy_view.sequences && !kernel_all_finite(to, width)) note_bad(call->bad + rank, row);
+        if (call->args->dy_view.sequences && !kernel_all_finite(to, width)) note_bad(bad_of(call, q, rank), row);
         return;
     }
     const T *dx = (const T *)(const void *)from;
@@ -109,6 +112,6 @@ static step_rows upstream_of_step(const backward_call *call, size_t q, size_t t,
     const T *at = (const T *)(const void *)upstream_row(call, q, t, i0) + u0 * VW;
     for (size_t i = i0; i < i1 && is_top(s, q) && call->view_ld; i++)
         if (!kernel_all_finite(at + (i - i0) * ld, last - u0 * VW))
-            note_bad(call->bad + rank, flipped(s, s->layers[q].reversed, (size_t)s->offsets[t] + i));
+            note_bad(bad_of(call, q, rank), flipped(s, s->layers[q].reversed, (size_t)s->offsets[t] + i));
     return (step_rows){at, ld};
 }

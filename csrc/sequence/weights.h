@@ -129,13 +129,15 @@ static void pack_weights_back(const backward_call *call, int rank, crnn_team *te
 {
     const run_state *s = call->s;
     int size = crnn_team_size(team), by_units = s->plan.backward == BY_UNITS && call->args->truncation != CRNN_WINDOW;
+    const int apart = goes_apart(s, team); /* each half what its direction will read */
+    pack_range recurrent = pack_share(by_units, s->UV, BACK_UNITS, apart ? rank / 2 : rank, apart ? size / 2 : size);
     for (size_t q = 0; q < s->L * s->D; q++) {
         const layer_back *back = call->layers + q;
         const crnn_weights *w = call->stack->weights + q;
-        pack_range recurrent = pack_share(by_units, s->UV, BACK_UNITS, rank, size);
-        if (back->pack_hh)
+        const int own = !apart || q % 2 == (size_t)(rank & 1);
+        if (own && back->pack_hh)
             pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, back->pack_hh, recurrent);
-        if (back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, back->pack_n, recurrent);
+        if (own && back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, back->pack_n, recurrent);
         if (!back->pack_ih) continue;
         size_t input = s->layers[q].input;
         pack_backward(&s->shape.input, s->H, w->weight_ih, input, back->pack_ih,
@@ -201,7 +203,7 @@ static void lay_out_back(arena *a, backward_call *call)
     call->hands = TAKE(a, crnn_hand, s->L * s->D * OF_COUNT * (size_t)s->plan.threads);
     call->bias_sum = TAKE(a, T, (size_t)s->shape.gates * s->H);
     call->blocks = take_rows(a, (size_t)s->plan.threads * PRODUCT_ROWS, call->ld_block);
-    call->reset = s->shape.candidate.gates ? take_rows(a, s->R, s->ldh) : NULL;
+    call->reset = s->shape.candidate.gates ? take_rows(a, s->D * s->R, s->ldh) : NULL;
     call->layers = TAKE(a, layer_back, s->L * s->D);
     for (size_t q = 0; q < s->L * s->D; q++) {
         layer_back *back = a->base ? call->layers + q : &(layer_back){0};
@@ -228,9 +230,9 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
 {
     const run_state *s = (const run_state *)tape;
     (void)batch;
-    int64_t bad[CRNN_MAX_THREADS];
+    int64_t bad[2 * CRNN_MAX_THREADS];
     backward_call call = {.s = s, .stack = stack, .args = args, .bad = bad};
-    for (int i = 0; i < CRNN_MAX_THREADS; i++) bad[i] = -1;
+    for (int i = 0; i < 2 * CRNN_MAX_THREADS; i++) bad[i] = -1;
     call.view_ld = even_rows(&args->dy_view, s->B);
     call.wants_dx = !s->ids && (args->dx || args->dx_view.sequences);
     call.overlap = args->truncation == CRNN_WINDOW || (args->truncation == CRNN_CHUNK && args->k2 > args->k1);
@@ -251,7 +253,7 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
         if (call.overlap) memset(back->sum, 0, s->R * s->ldg * sizeof(T));
     }
     crnn_parallel(s->plan.threads, s->plan.brief, backward_work, &call);
-    if (args->bad) *args->bad = first_bad(bad);
+    if (args->bad) *args->bad = first_bad(bad, 2 * CRNN_MAX_THREADS);
     crnn_release(block);
     return CRNN_OK;
 }

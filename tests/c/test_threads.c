@@ -77,6 +77,31 @@ static void take_together(void)
     }
 }
 
+/* Halves meet among themselves, as often as each of them wants, and all meet afterwards. */
+static int met[2][2], apart[4];
+
+static void go_apart(void *context, int rank, crnn_team *team)
+{
+    int own = rank, size = crnn_team_size(team);
+    (void)context;
+    if (size % 2) return; /* on a system that gives no threads */
+    crnn_team *half = crnn_half(team, &own);
+    CHECK(crnn_team_size(half) == size / 2, "half of %d is %d", size, crnn_team_size(half));
+    CHECK(own == rank / 2, "rank %d has become %d", rank, own);
+    for (int turn = 0; turn < 50 * (1 + (rank & 1)); turn++) {
+        met[rank & 1][own] = turn;
+        crnn_barrier(half);
+        for (int other = 0; other < size / 2; other++)
+            CHECK(met[rank & 1][other] == turn, "half %d, turn %d: rank %d is at %d", rank & 1, turn, other, met[rank & 1][other]);
+        crnn_barrier(half);
+    }
+    apart[rank] = 1;
+    crnn_barrier(team);
+    for (int other = 0; other < size; other++) CHECK(apart[other], "rank %d has not met the others", other);
+    crnn_barrier(team);
+    apart[rank] = 0;
+}
+
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
@@ -116,6 +141,7 @@ int main(void)
     on_every_isa(machine);
     take_in_turn();
     take_together();
+    for (int round = 0; round < 20; round++) crnn_parallel(round % 2 ? 2 : 4, 0, go_apart, NULL);
     cpu_set_t allowed, one;
     pthread_t thread;
     pthread_create(&thread, NULL, leaver, NULL);
@@ -138,6 +164,7 @@ int main(void)
     on_every_isa(machine);
     take_in_turn();
     take_together();
+    for (int round = 0; round < 20; round++) crnn_parallel(round % 2 ? 2 : 4, 0, go_apart, NULL);
     return finish("test_threads");
 }
 #endif
