@@ -44,6 +44,8 @@ def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> di
     if workload.kind == "stream":
         return {"jit": _stream(workload, arrays)}
     if workload.kind == "step":
+        if workload.layers > 1 or workload.directions > 1:
+            raise Unsupported("steps of one layer only")
         return {"jit": _step(workload, arrays)}
     return {"padded scan" if workload.kind == "ragged" else "scan": _layer(workload, arrays)}
 

@@ -37,6 +37,8 @@ def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> di
         raise Unsupported(f"no {workload.kind} workload for Keras")
     if workload.dtype != "float32":
         raise Unsupported("float32 only")
+    if workload.layers > 1 or workload.directions > 1:
+        raise Unsupported("one layer in one direction only")
     cell = workload.cell
     layer = LAYERS[cell](workload.hidden, return_sequences=True)
     layer.build(arrays["x"].shape)

@@ -32,6 +32,8 @@ def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> di
         raise Unsupported("inference of layers only")
     if workload.dtype != "float32":
         raise Unsupported("float32 only")
+    if workload.kind == "step" and (workload.layers > 1 or workload.directions > 1):
+        raise Unsupported("steps of one layer only")
     session = _session(workload, arrays, threads)
     if workload.kind == "step":
         return {"io binding": _bound_steps(workload, arrays, session), "run": _steps(workload, arrays, session)}

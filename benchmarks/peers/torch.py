@@ -47,6 +47,8 @@ def cases(workload: Workload, arrays: dict[str, np.ndarray], threads: int) -> di
     if workload.window and workload.kind != "sentences":
         raise Unsupported("no sliding-window truncation")
     if workload.kind == "step":
+        if workload.layers > 1 or workload.directions > 1:
+            raise Unsupported("steps of one layer only")
         return {"cell": _step(workload, arrays)}
     if workload.kind == "sentences":
         kinds = {"dense": False, "sparse embedding": True}
