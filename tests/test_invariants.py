@@ -84,6 +84,23 @@ def test_threads_do_not_change_a_bit(case, threads):
 
 
 @all_cells
+@pytest.mark.parametrize("lengths", [(100,) * 5, (120, 110, 60, 31, 30, 4), (250, 240)], ids=str)
+def test_few_sequences_of_narrow_layers_do_not_change_a_bit(kind, lengths, threads):
+    """All threads project the input of some steps, then each takes its sequences through them, in inference too."""
+    case = Case(kind, 90, 33, lengths)
+    p = grid.problem_of(case)
+    layer = grid.layer_of(case, p.params)
+    threads(1)
+    one, outputs = grid.library(case), layer(p.xs)[0]
+    for count, handover in itertools.product((2, 3, 4), (1e-8, 1e-7, 4e-7)):
+        threads(count)
+        _kernels.assume_handover(handover)
+        grid.identical(one, grid.library(case))
+        for y, again in zip(outputs, layer(p.xs)[0], strict=True):
+            np.testing.assert_array_equal(y, again)
+
+
+@all_cells
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("lengths", [tuple(range(1, 24)), (30,), (9,) * 12, (2, 3, 3)], ids=str)
 def test_directions_apart_do_not_change_a_bit(kind, dtype, lengths, threads):

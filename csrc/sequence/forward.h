@@ -156,15 +156,15 @@ INLINE void own_rows(const run_state *s, size_t t, int whole, size_t i0, size_t 
     *end = first + (i1 < n ? i1 : n);
 }
 
-/* Steps [t0, t1): pre-activations of this thread's rows and units. gate_base: packed row kept in the first row of gates. Where one
- * thread walks the steps alone, all share their rows. */
+/* Steps [t0, t1): pre-activations of this thread's rows and units. gate_base: packed row kept in the first row of gates. Where
+ * their input comes first, all share it. */
 static void project(const run_state *s, const layer_run *run, size_t t0, size_t t1, size_t gate_base, size_t i0, size_t i1,
                     size_t u0, size_t u1, const T *x, size_t ldx, int rank, int size)
 {
-    const int alone = s->plan.forward == ALONE, whole = alone || (i0 == 0 && i1 == s->B);
+    const int first = s->plan.forward == INPUT_FIRST, whole = first || (i0 == 0 && i1 == s->B);
     const int tiled = run->pack_ih != NULL, rooms = tiled && input_in_rooms(s);
     size_t begin = (size_t)s->offsets[t0], end = (size_t)s->offsets[t1];
-    if (alone) share_rows(s, t0, t1, rank, size, &begin, &end);
+    if (first) share_rows(s, t0, t1, rank, size, &begin, &end);
     size_t gates = (size_t)s->shape.input.gates, most = tiled ? s->shape.input.units : u1 - u0;
     size_t count = u1 > u0 ? tile_count(u1 - u0, most) : 0, stop = whole ? t0 + 1 : t1;
     for (size_t n_tile = 0; n_tile < count; n_tile++) {
@@ -280,13 +280,13 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         t1 = next_chunk(s, t0);
         size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t0];
         /* A sequence's row of gates moves from chunk to chunk of a ragged batch: nobody may begin the next one before all have
-         * left this one. By sequences each thread has rows of its own, by units every step ends with a barrier. Where one thread
-         * walks the steps alone it waits for the rows that others project, and they for its way through them. */
-        const int alone = s->plan.forward == ALONE;
-        if (alone && t0 > 0 && !s->keep_gates) crnn_barrier(team);
+         * left this one. By sequences each thread has rows of its own, by units every step ends with a barrier. Where the
+         * input comes first, a sequence's may be another thread's work. */
+        const int first = s->plan.forward == INPUT_FIRST;
+        if (first && t0 > 0 && !s->keep_gates) crnn_barrier(team);
         if (run->x_late) gather_chunk(s, call, run, t0, t1, i0, i1, rank, team);
         project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx, rank, size);
-        if (alone) crnn_barrier(team);
+        if (first) crnn_barrier(team);
         for (size_t t = t0; t < t1; t++) {
             if (lying) small_step(s, run, rec, t, gate_base, NULL, 0, i0, i1, u0, u1, 0, t & 1);
             else forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, i1, u0, u1, 0);

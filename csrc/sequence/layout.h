@@ -16,7 +16,7 @@ typedef struct {
     int lying;         /* W_ih is; otherwise, without pack_ih, BLAS reads it or words are looked up */
 } layer_run;
 
-typedef enum { BY_SEQUENCES, BY_UNITS, ALONE } split_kind;
+typedef enum { BY_SEQUENCES, BY_UNITS, INPUT_FIRST } split_kind;
 
 /* How threads share the time loops, forward and backward; all else is shared always. */
 typedef struct {
@@ -167,7 +167,10 @@ static int few_rows(size_t rows, size_t steps, size_t inputs)
 
 /* A team costs about 2 us to start and a barrier 0.3 us. Enough sequences: each thread takes some for the whole loop.
  * Few but wide: all threads take all sequences and some units, meeting once per step; a thread's share of W_hh then
- * stays in its own cache (Zhang et al., DeepCPU, 2018). Few and narrow: one thread walks the loop alone.
+ * stays in its own cache (Zhang et al., DeepCPU, 2018). Few and narrow: the input comes first, for which all share all
+ * rows, since the few of a step would make bad tiles; then each thread takes its sequences, or if there are fewer of
+ * them than threads, one takes all (two threads, forward and backward of 4 or 5 sequences: LSTM and GRU of 33 to 40
+ * units 19 to 27 % over one thread, forward of an RNN of 128 units 21 % over splitting the units).
  * Forward, a thread's whole W_hh may not fit its second level; then splitting the units halves what each reads per step,
  * which is worth a barrier up to FEW_ROWS rows per thread (2 to 8 % at 8 to 10 rows, nothing at 32). Backward it is not:
  * each thread would need the other's gate gradients of the same step. */
@@ -237,8 +240,9 @@ static int units_wait_less(const run_state *s, size_t threads, double cross, dou
     return units + 3 * cross / step < sequences;
 }
 
-/* From here on the products over all rows repay a team of two, even if one thread walks the time loop alone. */
-#define ALONE_FLOPS 4e6
+/* From here on the products over all rows repay a team of two, even if one thread walks the time loop alone; if they
+ * share that too, from half of it. */
+#define FIRST_FLOPS 4e6
 
 /* Of all layers in one direction. */
 static double flops_of(const run_state *s, size_t input)
@@ -255,31 +259,34 @@ static thread_plan plan_for(const run_state *s, size_t input, size_t most)
     double weights = (double)(s->shape.gates * s->H) * (double)s->H, step_flops = 2.0 * (double)s->B * weights;
     double flops = flops_of(s, input);
     size_t useful = s->B / ROWS_EACH > s->UV ? s->B / ROWS_EACH : s->UV;
-    if (useful == 1 && !s->small && flops >= ALONE_FLOPS) useful = (size_t)(flops / (ALONE_FLOPS / 2));
+    if (useful == 1 && !s->small && flops >= FIRST_FLOPS) useful = (size_t)(flops / (FIRST_FLOPS / 2));
     if (most > useful) most = useful;
     double cross = most > 1 && flops > 1e5 ? crnn_handover((int)most) : 0;
     if (flops < least_flops(s, cross)) most = 1;
     thread_plan plan = {.threads = (int)most, .brief = s->small && flops < 2e6, .far = most > 1 && !s->small && cross > FAR,
                         .forward = BY_SEQUENCES, .backward = BY_SEQUENCES};
     if (most == 1) return plan;
-    const int each = s->B >= most * ROWS_EACH, units = s->UV >= most, alone = cross < FAR && flops >= ALONE_FLOPS;
+    const int each = s->B >= most * ROWS_EACH, units = s->UV >= most;
+    const int first = cross < FAR && flops >= FIRST_FLOPS / (s->B >= most ? 2 : 1);
+    const double meeting = fmax(first && flops >= FIRST_FLOPS && s->B >= 2 * most ? 2e5 : 6e4, 2.5e11 * cross);
     if (units && (s->small || recurrent_lies(s) || !each ||
                   (s->B < most * 2 * ROWS_EACH && units_wait_less(s, most, cross, step_flops)))) {
-        if (step_flops >= (s->small ? 6e4 : fmax(6e4, 2.5e11 * cross))) plan.forward = plan.backward = BY_UNITS;
+        if (step_flops >= (s->small ? 6e4 : meeting)) plan.forward = plan.backward = BY_UNITS;
         else if (each) plan.forward = plan.backward = BY_SEQUENCES;
-        else if (alone) plan.forward = plan.backward = ALONE;
+        else if (first) plan.forward = plan.backward = INPUT_FIRST;
         else plan.threads = 1;
     } else if (!units && !each) { /* few sequences, narrow: the products over all rows can be shared */
-        if (alone) plan.forward = plan.backward = ALONE;
+        if (first) plan.forward = plan.backward = INPUT_FIRST;
         else plan.threads = 1;
     }
     if (units && plan.threads > 1 && weights * sizeof(T) >= WIDE_BYTES && s->B < most * FEW_ROWS) plan.forward = BY_UNITS;
     return plan;
 }
 
-/* The two directions of a layer do not wait for each other. Walked apart, each by half of the threads, they take equally long
- * however the lengths of sequences differ, and two threads need no barrier between a layer's beginning and its end, nor what the
- * other has packed (one layer: 0 to 8 % with 8 sequences and more, 4 to 32 % with one; 1 to 8 steps of 300 units 36 to 44 %). */
+/* The two directions of a layer do not wait for each other. Walked apart, each by half of the threads, they take equally
+ * long however the lengths of sequences differ, and two threads need no barrier between a layer's beginning and its end,
+ * nor what the other has packed (one layer: 0 to 8 % with 8 sequences and more, 4 to 32 % with one; 1 to 8 steps of 300
+ * units 36 to 44 %). */
 static thread_plan choose_threads(const run_state *s, size_t input)
 {
     const size_t most = (size_t)crnn_get_threads();
@@ -300,12 +307,16 @@ INLINE int goes_apart(const run_state *s, const crnn_team *team)
     return s->plan.apart && crnn_team_size(team) == s->plan.threads;
 }
 
-/* Sequences [*lo, *hi) of this thread, so that the rows (sum of lengths) are shared evenly. */
+/* Sequences [*lo, *hi) of this thread, so that the rows (sum of lengths) are shared evenly. Too few to share have one thread. */
 static void share_sequences(const run_state *s, split_kind split, int rank, int size, size_t *lo, size_t *hi)
 {
     *lo = 0;
-    *hi = split == ALONE && rank > 0 ? 0 : s->B;
-    if (split != BY_SEQUENCES || size == 1) return;
+    *hi = s->B;
+    if (split == BY_UNITS || size == 1) return;
+    if (split == INPUT_FIRST && s->B < (size_t)size) {
+        if (rank > 0) *hi = 0;
+        return;
+    }
     size_t total = s->R, sum = 0, first = s->B, last = s->B;
     size_t from = total * (size_t)rank / (size_t)size, to = total * (size_t)(rank + 1) / (size_t)size;
     for (size_t i = 0; i < s->B; i++) {

@@ -30,7 +30,10 @@ INLINE const char *upstream_row(const backward_call *call, size_t q, size_t t, s
 }
 
 /* Directions may be walked by two threads with the same rank. */
-INLINE int64_t *bad_of(const backward_call *call, size_t q, int rank) { return call->bad + q % call->s->D * CRNN_MAX_THREADS + (size_t)rank; }
+INLINE int64_t *bad_of(const backward_call *call, size_t q, int rank)
+{
+    return call->bad + q % call->s->D * CRNN_MAX_THREADS + (size_t)rank;
+}
 
 /* Columns from `first` on of that row, `width` of them: into `to`, or added to it (but not what the caller gave). */
 INLINE void take_upstream(const backward_call *call, size_t q, size_t t, size_t i, size_t first, size_t width, T *to, int add,
