@@ -79,6 +79,8 @@ class Packed:
         (T + 1,) int64: block t is rows ``offsets[t]:offsets[t + 1]``.
     order : numpy.ndarray
         (B,) int64: sorted position -> the caller's position.
+    places : numpy.ndarray
+        (B,) int64: the caller's position -> sorted position.
     in_order : bool
         Whether the two are the same, that is, the lengths came sorted.
 
@@ -94,12 +96,9 @@ class Packed:
     def __init__(self, lengths: Sequence[int] | np.ndarray) -> None:
         self.lengths = _read_only(np.array(lengths, np.int64))
         self.batch_size = len(self.lengths)
-        self.order = _read_only(np.argsort(-self.lengths, kind="stable"))
-        self.in_order = bool((self.order[1:] > self.order[:-1]).all())
-        self.steps = int(self.lengths[self.order[0]]) if self.batch_size else 0
-        # b_t = how many lengths exceed t
-        running = self.batch_size - np.cumsum(np.bincount(self.lengths, minlength=1))[: self.steps]
-        self.offsets = _read_only(np.concatenate([np.zeros(1, np.int64), np.cumsum(running, dtype=np.int64)]))
+        offsets, order, places, self.in_order = _kernels.arrange(self.lengths)
+        self.offsets, self.order, self.places = _read_only(offsets), _read_only(order), _read_only(places)
+        self.steps = len(self.offsets) - 1
         self.rows = int(self.offsets[-1])
 
     @functools.cached_property
@@ -134,15 +133,11 @@ class Packed:
 
     def sort(self, state: np.ndarray) -> np.ndarray:
         """A state (N, B, H) from the caller's order to the sorted one; `state` itself where they are the same."""
-        return state if self.in_order else np.take(state, self.order, axis=1)
+        return state if self.in_order else state.take(self.order, axis=1)
 
     def unsort(self, state: np.ndarray) -> np.ndarray:
         """The inverse of `sort`."""
-        if self.in_order:
-            return state
-        result = np.empty_like(state)
-        result[:, self.order] = state
-        return result
+        return state if self.in_order else state.take(self.places, axis=1)
 
 
 class Batch:
@@ -329,11 +324,11 @@ def _read_lengths(lengths: Any, batch: int, steps: int) -> np.ndarray:
         raise ValueError(f"lengths must have shape ({batch},), one for each sequence, got {array.shape}")
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"lengths must be whole numbers, got dtype {array.dtype}")
-    wrong = np.flatnonzero((array < 0) | (array > steps))
-    if wrong.size:
-        i = int(wrong[0])
+    values = array.astype(np.int64)  # what does not fit becomes negative
+    i = _kernels.first_outside(values, steps + 1)
+    if i >= 0:
         raise ValueError(f"lengths must lie between 0 and the {steps} steps of x, got lengths[{i}] = {array[i]}")
-    return array.astype(np.int64)
+    return values
 
 
 def read_form(x: Any, lengths: Any = None) -> Batch:

@@ -299,6 +299,25 @@ def test_the_first_id_outside_is_found():
     assert _kernels.first_outside(ids[:0], 1) == -1
 
 
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0], [3], [2, 0, 3, 2, 7, 1, 0, 7], [5, 5, 4, 0], list(range(40))])
+def test_sequences_are_arranged_by_falling_length(lengths):
+    offsets, order, places, in_order = _kernels.arrange(np.array(lengths, np.int64))
+    wanted = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal lengths keep their order
+    assert order.tolist() == wanted
+    assert [wanted[place] for place in places] == list(range(len(lengths)))
+    assert in_order == (wanted == list(range(len(lengths))))
+    running = [sum(length > t for length in lengths) for t in range(max(lengths, default=0))]
+    assert offsets.tolist() == [sum(running[:t]) for t in range(len(running) + 1)]
+    assert {array.dtype for array in (offsets, order, places)} == {np.dtype(np.int64)}
+
+
+def test_lengths_that_cannot_be_arranged_are_refused():
+    with pytest.raises(ValueError, match="lengths: -2 at 1 is negative"):
+        _kernels.arrange(np.array([3, -2]))
+    with pytest.raises(ValueError, match="lengths"):
+        _kernels.arrange(np.array([3.0, 2.0]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 4), (4, 3, 0), (4, 5, 3), (4, 60, 70)])
 def test_padded_arrays_are_zero_where_sequences_are_over(dtype, shape):

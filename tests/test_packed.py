@@ -22,6 +22,7 @@ def rows_by_hand(lengths: list[int]) -> list[tuple[int, int]]:
 def test_by_hand():
     packed = Packed([2, 0, 3, 2])
     assert packed.order.tolist() == [2, 0, 3, 1]
+    assert packed.places.tolist() == [1, 3, 0, 2]
     assert not packed.in_order
     assert packed.offsets.tolist() == [0, 3, 6, 7]
     assert (packed.batch_size, packed.steps, packed.rows) == (4, 3, 7)

@@ -1,4 +1,4 @@
-# Part of crnn/_kernels.pyx. Ids, memory for results, rows by id.
+# Part of crnn/_kernels.pyx. Ids, the order of ragged batches, memory for results, rows by id.
 
 def first_outside(ids, Py_ssize_t words):
     """Place of the first id that is not in 0..words-1, or -1."""
@@ -8,6 +8,44 @@ def first_outside(ids, Py_ssize_t words):
         if <uint64_t>values[r] >= <uint64_t>words:
             return r
     return -1
+
+
+def arrange(lengths):
+    """Sequences by falling length, equal ones in the order in which they came: (offsets, order, places, in order).
+
+    ``offsets`` (T + 1,) are the packed rows' (see `crnn.packed`); ``order[p]`` is the sequence at sorted place p, and
+    ``places`` is its inverse; ``in order`` says whether both are 0, 1, ... A counting sort: B + T operations.
+    """
+    cdef Py_ssize_t B = lengths.shape[0], T = 0, i, t
+    cdef const int64_t *length = integers(lengths, B, "lengths")
+    cdef bint in_order = True
+    for i in range(B):
+        if length[i] < 0:
+            raise ValueError(f"lengths: {length[i]} at {i} is negative")
+        T = max(T, <Py_ssize_t>length[i])
+    cdef cnp.npy_intp[2] sizes = [B, T + 1]
+    offsets = cnp.PyArray_ZEROS(1, sizes + 1, cnp.NPY_INT64, 0)
+    order = cnp.PyArray_EMPTY(1, sizes, cnp.NPY_INT64, 0)
+    places = cnp.PyArray_EMPTY(1, sizes, cnp.NPY_INT64, 0)
+    longer = cnp.PyArray_ZEROS(1, sizes + 1, cnp.NPY_INT64, 0)
+    cdef int64_t *offset = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>offsets)
+    cdef int64_t *first = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>longer)
+    cdef int64_t *to_caller = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>order)
+    cdef int64_t *to_sorted = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>places)
+    for i in range(B):
+        if length[i]:
+            first[length[i] - 1] += 1
+    for t in range(T - 1, 0, -1):
+        first[t - 1] += first[t]
+    # first[t]: sequences longer than t, which is b_t, and the place of the first that is not
+    for t in range(T):
+        offset[t + 1] = offset[t] + first[t]
+    for i in range(B):
+        to_sorted[i] = first[length[i]]
+        to_caller[to_sorted[i]] = i
+        in_order &= to_sorted[i] == i
+        first[length[i]] += 1
+    return offsets, order, places, in_order
 
 
 cdef class Block:
