@@ -248,6 +248,7 @@ def test_place_names_the_callers_index(form):
         (np.zeros((2, 4, 3)), [[1, 2]], ValueError, r"got \(1, 2\)"),
         (np.zeros((2, 4, 3)), [1, 5], ValueError, r"between 0 and the 4 steps of x, got lengths\[1\] = 5"),
         (np.zeros((2, 4, 3)), [-1, 5], ValueError, r"lengths\[0\] = -1"),
+        (np.zeros((2, 4, 3)), np.array([4, 2**64 - 3], np.uint64), ValueError, r"lengths\[1\] = 18446744073709551613"),
         (np.zeros((2, 4, 3)), [1.0, 2.0], TypeError, "lengths must be whole numbers, got dtype float64"),
         (np.zeros((2, 4, 3)), [True, False], TypeError, "got dtype bool"),
         ([[[1.0], [1.0, 2.0]]], None, ValueError, r"x\[0\]: not an array of numbers"),
