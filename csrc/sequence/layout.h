@@ -307,7 +307,8 @@ INLINE int goes_apart(const run_state *s, const crnn_team *team)
     return s->plan.apart && crnn_team_size(team) == s->plan.threads;
 }
 
-/* Sequences [*lo, *hi) of this thread, so that the rows (sum of lengths) are shared evenly. Too few to share have one thread. */
+/* Sequences [*lo, *hi) of this thread: rows (sum of lengths) are shared as evenly as whole sequences allow, so shares end where
+ * the nearest one does. Too few to share have one thread. */
 static void share_sequences(const run_state *s, split_kind split, int rank, int size, size_t *lo, size_t *hi)
 {
     *lo = 0;
@@ -320,8 +321,9 @@ static void share_sequences(const run_state *s, split_kind split, int rank, int 
     size_t total = s->R, sum = 0, first = s->B, last = s->B;
     size_t from = total * (size_t)rank / (size_t)size, to = total * (size_t)(rank + 1) / (size_t)size;
     for (size_t i = 0; i < s->B; i++) {
-        if (first == s->B && sum >= from) first = i;
-        if (last == s->B && sum >= to) last = i;
+        const size_t middle = 2 * sum + s->length[i];
+        if (first == s->B && middle > 2 * from) first = i;
+        if (last == s->B && middle > 2 * to) last = i;
         sum += s->length[i];
     }
     *lo = rank == 0 ? 0 : first;

@@ -65,10 +65,12 @@ static void gradients_of_layer(const backward_call *call, size_t q, int rank, cr
     int size = crnn_team_size(team), add = call->args->accumulate;
     size_t lo, hi, GH = (size_t)s->shape.gates * s->H;
     if (back->h_prev && grads && grads->weight_hh) {
-        crnn_share(s->steps, 1, rank, size, &lo, &hi);
-        for (size_t t = lo; t < hi; t++)
-            memcpy(back->h_prev + (size_t)s->offsets[t] * s->ldh, run->h + state_row_before(s, t) * s->ldh,
-                   block_rows(s, t) * s->ldh * sizeof(T));
+        crnn_share(s->R, 1, rank, size, &lo, &hi);
+        for (size_t r = lo, t = lo < hi ? step_of(s, lo) : 0, end; r < hi; r = end, t++) {
+            end = (size_t)s->offsets[t + 1] < hi ? (size_t)s->offsets[t + 1] : hi;
+            memcpy(back->h_prev + r * s->ldh, run->h + (state_row_before(s, t) + r - (size_t)s->offsets[t]) * s->ldh,
+                   (end - r) * s->ldh * sizeof(T));
+        }
         crnn_barrier(team);
     }
     if (grads) {
