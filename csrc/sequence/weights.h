@@ -141,9 +141,9 @@ static void pack_weights_back(const backward_call *call, int rank, crnn_team *te
             pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, back->pack_hh, recurrent);
         if (own && back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, back->pack_n, recurrent);
         if (!back->pack_ih) continue;
-        size_t input = s->layers[q].input;
+        size_t input = s->layers[q].input; /* whoever had the odd tile of W_hh has not that of W_ih */
         pack_backward(&s->shape.input, s->H, w->weight_ih, input, back->pack_ih,
-                      pack_share(0, tile_count(input, VW), BACK_UNITS, rank, size));
+                      pack_share(0, tile_count(input, VW), BACK_UNITS, size - 1 - rank, size));
     }
     crnn_barrier(team);
 }
