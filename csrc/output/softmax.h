@@ -1,32 +1,53 @@
 /* Softmax cross entropy over a large vocabulary. W is stored transposed, (H, V) with padded rows, so that logits and
  * weight gradients read and write it without packing. Rows are walked in blocks whose logits fit SOFTMAX_BYTES:
- *   1. logits   tiles of 4 vectors of columns; threads share the columns
- *   2. softmax  row by row: loss, logits -> gradients; threads share the rows
- *   3. slabs    per slab of columns: dH partial (dot products along the columns), then dW or the SGD update
- *   4. dH       partials added in slab order
- * Logits walk upwards, slabs downwards, each thread over its own columns, so that what the second level still holds of W
- * comes first.
+ *   1. logits   tiles of 4 vectors of columns, and the largest logit of each row
+ *   2. powers   e = exp(logit - largest) in their place, and their sum per slab of columns
+ *   3. rows     loss; p = f e with f = scale / sum, but it is h and dH that are multiplied by f, a thousandth of the e's
+ *   4. slabs    per slab of columns: dH partial (dot products along the columns), then dW or the SGD update
+ *   5. dH       partials added in slab order
+ * Threads share the columns in 1, 2 and 4, so that hardly a line of W and of the logits changes hands, and the rows in 3 and 5 (of
+ * a small vocabulary in 2 as well).
+ * The logits of a slab lie together, and away from the next one's.
+ * Logits walk upwards, slabs downwards, so that what the second level still holds of W comes first.
  * The number of slabs depends on the vocabulary alone, so sums do not depend on the threads. */
 #define SOFTMAX_BYTES ((size_t)16 << 20)
 #define SLABS 8
+/* Between what threads write at the same time lies as much as the hardware fetches ahead, of lines in a row and of rows at equal
+ * distances: what it fetches of another thread's has to be fetched back. With nothing between the logits of two threads, one of
+ * them took twice as long for its powers where cores are far from each other. */
+#define LINES_BEYOND 32
+#define ROWS_BEYOND 48
 #define SLAB_STEP 1536 /* columns of one dH update: long enough to hide the lane sums, short enough for the L2 cache */
 
 typedef struct {
     const crnn_softmax_args *args;
-    T *logits;      /* (block, ldl) */
-    T *h;           /* (block, ldh) the block's rows, padded */
-    T *h_scaled;    /* -rate * h; null unless the update is folded in */
+    T *logits;      /* slab after slab, `apart` from each other: rows of `ldl` in each; or, if narrow, side by side in whole rows */
+    T *h;           /* (block, ldh) the block's rows, padded; from 3 on f h, -rate f h where the update is folded in */
+    T *factors;     /* (block) f */
+    T *tops;        /* (threads, room_tops) largest logits of each thread's columns, by row and lane, then by row */
     T *bias;        /* (Vp) */
     T *bias_sum;    /* (Vp) */
     T *parts;       /* (SLABS, block, ldh) */
     T *rooms;       /* per thread: W turned round; null for few rows */
-    double *losses; /* (block) */
-    size_t block, rows, first, ldl, ldh, Vp, slabs, slab, room;
+    double *sums;   /* (SLABS, 2, doubles) of each slab: sums of powers, and exponents of targets */
+    double *losses; /* (block) nats */
+    size_t doubles; /* block, as whole lines: what threads write meanwhile lies apart */
+    size_t block, rows, first, ldl, ldh, Vp, slabs, slab, apart, room, room_tops;
     T *probabilities;
+    int narrow;
     int add;        /* gradients add to what earlier blocks (or the caller) left */
 } softmax_call;
 
-/* Columns whose logits a thread makes: those of its slabs, where that is fair, so that no column of W changes hands. */
+INLINE size_t slab_begin(const softmax_call *call, size_t slab) { return slab * call->slab; }
+INLINE size_t slab_end(const softmax_call *call, size_t slab)
+{
+    size_t end = (slab + 1) * call->slab;
+    return end < call->Vp ? end : call->Vp;
+}
+/* The rows' logits in one slab. */
+INLINE T *slab_logits(const softmax_call *call, size_t slab) { return call->logits + slab * call->apart; }
+
+/* Columns whose logits a thread makes: those of its slabs, where that is fair. */
 static void share_columns(const softmax_call *call, int rank, int size, size_t *lo, size_t *hi)
 {
     if (call->slabs % (size_t)size) {
@@ -34,8 +55,8 @@ static void share_columns(const softmax_call *call, int rank, int size, size_t *
         return;
     }
     crnn_share(call->slabs, 1, rank, size, lo, hi);
-    *lo *= call->slab;
-    *hi = *hi * call->slab < call->Vp ? *hi * call->slab : call->Vp;
+    *lo = slab_begin(call, *lo);
+    *hi = slab_begin(call, *hi) < call->Vp ? slab_begin(call, *hi) : call->Vp;
 }
 
 /* Lines of a block of W that is wanted next, too scattered for the hardware to guess: `count` groups, `step` elements apart, of
@@ -56,51 +77,129 @@ INLINE void fetch_upto(block_fetch *f, size_t part, size_t whole)
     if (stop > f->done) f->done = stop;
 }
 
+/* What a topped tile does, for columns of which the last `pads` do not count. */
+static void pad_row(T *row, size_t n, size_t pads, T *tops)
+{
+    V top = load(tops);
+    for (size_t v = n - pads; v < n; v++) row[v] = (T)-INFINITY;
+    for (size_t v = 0; v < n; v += VW) top = MAXIMUM(load(row + v), top);
+    store(tops, top);
+}
+
 static void softmax_logits(const softmax_call *call, int rank, int size)
 {
     const crnn_softmax_args *args = call->args;
     const T *w = args->weight_t;
-    const tile_fetch far = {.far = 1};
+    const size_t words = args->vocabulary;
+    T *tops = call->tops + (size_t)rank * call->room_tops;
     size_t lo, hi;
     share_columns(call, rank, size, &lo, &hi);
-    for (size_t v = lo; v < hi; v += 4 * VW) {
-        size_t off[4] = {v, v + VW, v + 2 * VW, v + 3 * VW};
-        int nv = (int)((hi - v < 4 * VW ? hi - v : 4 * VW) / VW);
-        block_fetch next = {w + v + 4 * VW, v + 4 * VW < hi ? args->hidden : 0, args->ld, 4 * VW / LINE, LINE, 0};
-        for (size_t done = 0; done < call->rows;) {
-            size_t mr = next_rows(call->rows - done, (size_t)tile_rows_max[nv]);
-            fetch_upto(&next, done + mr, call->rows);
-            tiles[0][nv][mr](args->hidden, call->h + done * call->ldh, call->ldh, 1, w + v, args->ld,
-                              call->logits + done * call->ldl, call->ldl, call->bias, 0, off, &far);
+    for (size_t r = 0; r < call->rows; r++) store(tops + r * VW, splat((T)-INFINITY));
+    for (size_t v = lo, ahead; v < hi; v = ahead) {
+        const size_t slab = v / call->slab, end = call->narrow || hi < slab_end(call, slab) ? hi : slab_end(call, slab);
+        ahead = v + 4 * VW < end ? v + 4 * VW : end;
+        const size_t pads = ahead > words ? ahead - words : 0;
+        const int nv = (int)((ahead - v) / VW);
+        const size_t wanted = ahead < hi ? args->hidden : 0; /* rows of W's next columns */
+        for (size_t done = 0, asked = 0; done < call->rows;) {
+            const size_t mr = next_rows(call->rows - done, (size_t)tile_rows_max[nv]), upto = wanted * (done + mr) / call->rows;
+            const tile_fetch fetch = {.far = 1, .at = (const char *)(w + ahead + asked * args->ld), .rows = upto - asked,
+                                      .step = args->ld * sizeof(T), .tops = tops + done * VW};
+            T *out = slab_logits(call, slab) + done * call->ldl + (v - slab_begin(call, slab));
+            (pads ? tiles[0] : topped_tiles)[nv][mr](args->hidden, call->h + done * call->ldh, call->ldh, 1, w + v, args->ld, out,
+                                                     call->ldl, call->bias + v, 0, contiguous_off, &fetch);
+            for (size_t r = 0; pads && r < mr; r++, out += call->ldl) pad_row(out, ahead - v, pads, fetch.tops + r * VW);
             done += mr;
+            asked = upto; /* asked for while tiles are at work */
         }
     }
+    for (size_t r = 0; r < call->rows; r++) tops[r] = lane_max(load(tops + r * VW));
 }
 
-/* Logits of one row -> probabilities times `scale`, with 1 taken off at the target; returns -log p(target). */
-static double softmax_row(T *row, size_t words, size_t Vp, int64_t target, T scale, int subtract)
+/* The largest logit of row r; 0 where none is larger than -inf. */
+static T largest_logit(const softmax_call *call, size_t r, int size)
 {
-    for (size_t v = words; v < Vp; v++) row[v] = (T)-INFINITY;
-    V most = load(row);
-    for (size_t v = VW; v < Vp; v += VW) most = MAXIMUM(load(row + v), most);
-    T top = lane_max(most);
-    if (!(top > (T)-INFINITY)) top = 0;
-    double sum = 0, hit = (double)row[target] - (double)top;
-    /* Lane sums of at most 64 vectors, then double: the error of the sum stays near 64 * eps / 2. */
-    for (size_t v = 0; v < Vp;) {
-        size_t stop = v + 64 * VW < Vp ? v + 64 * VW : Vp;
-        V part = (V){0};
+    T top = (T)-INFINITY;
+    for (const T *at = call->tops + r, *end = at + (size_t)size * call->room_tops; at < end; at += call->room_tops)
+        top = *at > top ? *at : top;
+    return top > (T)-INFINITY ? top : 0;
+}
+
+/* n logits of a row -> powers e = exp(logit - top); returns their sums by lane, of 64 and then of those: their error is at most
+ * (64 + n / (64 VW)) eps / 2. */
+INLINE V power_row(T *row, size_t n, T top)
+{
+    V sums = {0};
+    for (size_t v = 0; v < n;) {
+        const size_t stop = v + 64 * VW < n ? v + 64 * VW : n;
+        V part = {0};
         for (; v < stop; v += VW) {
             V e = v_exp(load(row + v) - top);
             store(row + v, e);
             part += e;
         }
-        sum += (double)lane_sum(part);
+        sums += part;
     }
-    T factor = (T)((double)scale / sum);
-    for (size_t v = 0; v < Vp; v += VW) store(row + v, load(row + v) * factor);
-    if (subtract) row[target] -= scale;
-    return log(sum) - hit;
+    return sums;
+}
+
+/* The powers of rows [r0, r0 + rows), at most VW, in a slab, and the exponents of the targets there. */
+static void slab_powers(const softmax_call *call, size_t slab, size_t r0, size_t rows, int size)
+{
+    const size_t from = slab_begin(call, slab), n = slab_end(call, slab) - from;
+    double *sums = call->sums + slab * 2 * call->doubles + r0, *exponents = sums + call->doubles;
+    V parts[VW];
+    T lanes[VW];
+    for (size_t i = 0; i < VW; i++) {
+        parts[i] = (V){0};
+        if (i >= rows) continue;
+        T *row = slab_logits(call, slab) + (r0 + i) * call->ldl, top = largest_logit(call, r0 + i, size);
+        size_t target = call->probabilities ? SIZE_MAX : (size_t)call->args->targets[call->first + r0 + i] - from;
+        if (target < n) exponents[i] = (double)row[target] - (double)top;
+        parts[i] = power_row(row, n, top);
+    }
+    store(lanes, lane_sums(parts, (int)VW));
+    for (size_t i = 0; i < rows; i++) sums[i] = (double)lanes[i];
+}
+
+/* A thread's own slabs, or, where they lie side by side, its share [lo, hi) of the rows. */
+static void softmax_powers(const softmax_call *call, size_t first_slab, size_t last_slab, size_t lo, size_t hi, int size)
+{
+    if (!call->narrow) lo = 0, hi = call->rows;
+    else first_slab = 0, last_slab = call->slabs;
+    const size_t block = call->narrow ? VW : call->rows;
+    for (size_t first = lo; first < hi; first += block)
+        for (size_t slab = first_slab; slab < last_slab; slab++)
+            for (size_t r = first; r < hi && r < first + block; r += VW) slab_powers(call, slab, r, hi - r < VW ? hi - r : VW, size);
+}
+
+/* Rows [lo, hi), once all powers are there: probabilities; or losses, and what the products need. p - 1 at the target is
+ * f (e - sum). */
+static void softmax_rows(const softmax_call *call, size_t lo, size_t hi, int gradients)
+{
+    const crnn_softmax_args *args = call->args;
+    size_t H = args->hidden, words = args->vocabulary;
+    for (size_t r = lo; r < hi; r++) {
+        double sum = 0;
+        for (size_t slab = 0; slab < call->slabs; slab++) sum += call->sums[slab * 2 * call->doubles + r];
+        if (call->probabilities) {
+            T factor = (T)(1 / sum), *out = call->probabilities + (call->first + r) * words;
+            for (size_t slab = 0; slab < call->slabs; slab++) {
+                const T *row = slab_logits(call, slab) + r * call->ldl;
+                for (size_t v = slab_begin(call, slab); v < words && v < slab_end(call, slab); v++) *out++ = factor * *row++;
+            }
+            continue;
+        }
+        const size_t target = (size_t)args->targets[call->first + r], slab = target / call->slab;
+        call->losses[r] = log(sum) - call->sums[(slab * 2 + 1) * call->doubles + r];
+        if (!gradients) continue;
+        const double factor = args->scale / sum;
+        T *at_target = slab_logits(call, slab) + r * call->ldl + (target - slab_begin(call, slab));
+        T of_h = (T)(args->rate != 0.0 ? -args->rate * factor : factor);
+        *at_target = (T)((double)*at_target - sum);
+        call->factors[r] = (T)factor;
+        for (size_t k = 0; k < H; k++) call->h[r * call->ldh + k] *= of_h;
+    }
 }
 
 /* part (rows, H) (+)= d W^T over the columns [v, v + n). A few rows of W at a time pass by a block of rows of d that
@@ -108,7 +207,7 @@ static double softmax_row(T *row, size_t words, size_t Vp, int64_t target, T sca
  * (3 MB: 1 to 3 % of the output layer lost by it; 6 MB: nothing; 8 to 26 MB: 1 to 5 % gained). */
 #define DOT_BLOCK 40
 #define DOT_FETCH_BYTES ((size_t)6 << 20)
-static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v, size_t n, int add)
+static void softmax_dot(const softmax_call *call, T *part, const T *e, const T *w, size_t n, int add, int falling)
 {
     size_t H = call->args->hidden, ld = call->args->ld;
     const int fetch = H * ld * sizeof(T) > DOT_FETCH_BYTES;
@@ -116,11 +215,12 @@ static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v,
         size_t r1 = r0 + DOT_BLOCK < call->rows ? r0 + DOT_BLOCK : call->rows;
         for (size_t k = 0; k < H; k += 4) {
             size_t columns = H - k < 4 ? H - k : 4, more = H - k - columns < 4 ? H - k - columns : 4;
-            block_fetch next = {w + (k + columns) * ld + v, fetch && more ? n / LINE : 0, LINE, more, ld, 0};
+            block_fetch next = {w + (k + columns) * ld, fetch && more ? n / LINE : 0, LINE, more, ld, 0};
             for (size_t r = r0, tile; r < r1; r += tile) {
                 tile = next_rows(r1 - r, DOT_ROWS);
                 fetch_upto(&next, r + tile - r0, r1 - r0);
-                dot_source d = {.W = w + k * ld + v, .ldw = ld, .K = n, .v = call->logits + r * call->ldl + v, .ldv = call->ldl};
+                dot_source d = {.W = w + k * ld, .ldw = ld, .K = n, .v = e + r * call->ldl, .ldv = call->ldl,
+                                .falling = falling};
                 dots[PLAIN][tile](&d, NULL, columns, part + r * call->ldh + k, call->ldh, add, 0);
             }
         }
@@ -134,12 +234,11 @@ static void softmax_dot(const softmax_call *call, T *part, const T *w, size_t v,
 #define TURN_STEP 512 /* columns at a time */
 #define TURN_UNITS (((size_t)448 << 10) / (TURN_STEP * CRNN_VBYTES)) /* vectors of W's rows at a time */
 #define TURN_BLOCK 24 /* rows of d: whole tiles of 6 and of 8 */
-static void softmax_turned(const softmax_call *call, T *part, T *room, size_t v, size_t n, const T *next, int add)
+static void softmax_turned(const softmax_call *call, T *part, T *room, const T *e, const T *w, size_t n, const T *next, int add)
 {
     size_t H = call->args->hidden, ld = call->args->ld, vectors = tile_count(H, VW), groups = tile_count(vectors, TURN_UNITS);
     for (size_t g = 0; g < groups; g++) {
         size_t u0 = tile_edge(vectors, groups, g), u1 = tile_edge(vectors, groups, g + 1), count = tile_count(u1 - u0, 4);
-        const T *w = (const T *)call->args->weight_t + v;
         const int more = g + 1 < groups;
         block_fetch fetch = {more ? w + u1 * VW * ld : next, more ? H - u1 * VW : next ? H : 0, ld, n / LINE, LINE, 0};
         for (size_t i = 0; i < count; i++) {
@@ -156,8 +255,8 @@ static void softmax_turned(const softmax_call *call, T *part, T *room, size_t v,
                 unit_tile at = nth_tile(u0, u1, 4, i, 0);
                 T *out = part + r * call->ldh + at.u * VW;
                 fetch_upto(&fetch, r * count + (i + 1) * rows, call->rows * count);
-                tile_column(rows, (int)at.units, half_left((at.u + at.units) * VW, H), n, call->logits + r * call->ldl + v,
-                            call->ldl, 1, room + (at.u - u0) * VW * n, at.units * VW, out, call->ldh, add ? out : NULL,
+                tile_column(rows, (int)at.units, half_left((at.u + at.units) * VW, H), n, e + r * call->ldl, call->ldl, 1,
+                            room + (at.u - u0) * VW * n, at.units * VW, out, call->ldh, add ? out : NULL,
                             call->ldh, contiguous_off, (fetch_plan){0}, 1);
             }
         }
@@ -167,30 +266,28 @@ static void softmax_turned(const softmax_call *call, T *part, T *room, size_t v,
 static void softmax_slab(const softmax_call *call, size_t slab, T *room)
 {
     const crnn_softmax_args *args = call->args;
-    size_t H = args->hidden, rows = call->rows, from = slab * call->slab;
-    size_t to = from + call->slab < call->Vp ? from + call->slab : call->Vp;
-    T *part = call->parts + slab * call->block * call->ldh, *w = args->weight_t;
+    size_t H = args->hidden, rows = call->rows, from = slab_begin(call, slab), to = slab_end(call, slab);
+    T *part = call->parts + slab * call->block * call->ldh, *w = args->weight_t, *e = slab_logits(call, slab);
     int update = args->rate != 0.0;
     T *out = update ? w : args->grad_w;
     size_t ldo = update ? args->ld : args->ld_grad;
     T *bias = update ? args->bias : args->grad_b;
-    const T one = 1;
     const tile_fetch far = {.far = 1}; /* W itself has just been read for dH */
     for (size_t left = to > from ? to - from : 0, n; left; left -= n) { /* backwards: the logits that came last come first */
         n = round_up(next_rows(left, room ? TURN_STEP : SLAB_STEP), 4 * VW);
         if (n > left) n = left;
-        size_t v = from + left - n;
-        if (args->dh && room) softmax_turned(call, part, room, v, n, left > n ? w + v - n : NULL, from + left < to);
-        else if (args->dh) softmax_dot(call, part, w, v, n, from + left < to);
+        const size_t at = left - n, v = from + at;
+        if (args->dh && room) softmax_turned(call, part, room, e + at, w + v, n, at ? w + v - n : NULL, from + left < to);
+        else if (args->dh) softmax_dot(call, part, e + at, w + v, n, from + left < to, slab & 1);
         for (size_t c = v; (out || bias) && c < v + n; c += 4 * VW) {
             int nv = (int)((v + n - c < 4 * VW ? v + n - c : 4 * VW) / VW);
             if (bias)
-                tiles[0][nv][1](rows, &one, 0, 0, call->logits + c, call->ldl, call->bias_sum + c, 0, NULL, 0, contiguous_off,
+                tiles[0][nv][1](rows, call->factors, 0, 1, e + (c - from), call->ldl, call->bias_sum + c, 0, NULL, 0, contiguous_off,
                                 NULL);
             for (size_t k = 0; out && k < H;) {
                 size_t mr = next_rows(H - k, (size_t)tile_rows_max[4]);
                 T *o = out + k * ldo + c;
-                tiles[0][nv][mr](rows, (update ? call->h_scaled : call->h) + k, 1, call->ldh, call->logits + c, call->ldl,
+                tiles[0][nv][mr](rows, call->h + k, 1, call->ldh, e + (c - from), call->ldl,
                                   o, ldo, update || call->add ? o : NULL, ldo, contiguous_off, update ? NULL : &far);
                 k += mr;
             }
@@ -207,26 +304,19 @@ static void softmax_work(void *context, int rank, crnn_team *team)
 {
     const softmax_call *call = context;
     const crnn_softmax_args *args = call->args;
-    size_t lo, hi, H = args->hidden, words = args->vocabulary;
-    int size = crnn_team_size(team);
+    size_t lo, hi, first_slab, last_slab, H = args->hidden;
+    int size = crnn_team_size(team), gradients = args->dh || args->grad_w || args->grad_b || args->rate != 0.0;
+    crnn_share(call->rows, 1, rank, size, &lo, &hi);
+    crnn_share(call->slabs, 1, rank, size, &first_slab, &last_slab);
     softmax_logits(call, rank, size);
     crnn_barrier(team);
-    crnn_share(call->rows, 1, rank, size, &lo, &hi);
-    for (size_t r = lo; r < hi; r++) {
-        T *row = call->logits + r * call->ldl;
-        if (call->probabilities) {
-            softmax_row(row, words, call->Vp, 0, 1, 0);
-            memcpy(call->probabilities + (call->first + r) * words, row, words * sizeof(T));
-        } else {
-            call->losses[r] = softmax_row(row, words, call->Vp, args->targets[call->first + r], (T)args->scale, 1);
-        }
-    }
-    if (!args->dh && !args->grad_w && !args->grad_b && args->rate == 0.0) return;
+    softmax_powers(call, first_slab, last_slab, lo, hi, size);
     crnn_barrier(team);
-    size_t first_slab, last_slab; /* the columns whose logits this thread has made, from the last to the first */
-    crnn_share(call->slabs, 1, rank, size, &first_slab, &last_slab);
+    softmax_rows(call, lo, hi, gradients);
+    if (!gradients) return;
+    crnn_barrier(team);
     T *room = call->rooms ? call->rooms + (size_t)rank * call->room : NULL;
-    while (last_slab > first_slab) softmax_slab(call, --last_slab, room);
+    while (last_slab > first_slab) softmax_slab(call, --last_slab, room); /* the columns that came last come first */
     if (!args->dh) return;
     crnn_barrier(team);
     for (size_t r = lo; r < hi; r++) {
@@ -234,6 +324,7 @@ static void softmax_work(void *context, int rank, crnn_team *team)
         for (size_t k = 0; k < H; k++) dh[k] = call->parts[r * call->ldh + k];
         for (size_t slab = 1; slab < call->slabs; slab++)
             for (size_t k = 0; k < H; k++) dh[k] += call->parts[(slab * call->block + r) * call->ldh + k];
+        for (size_t k = 0; k < H; k++) dh[k] *= call->factors[r];
     }
 }
 
@@ -249,26 +340,34 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
     size_t words = args->vocabulary, H = args->hidden, R = args->rows;
     softmax_call call = {.args = args, .probabilities = probabilities};
     call.Vp = round_up(words, VW);
-    call.ldl = leading(call.Vp);
     call.ldh = leading(H);
     call.block = next_rows(R, softmax_rows_most(args));
     call.slab = round_up((call.Vp + SLABS - 1) / SLABS, 16);
     call.slabs = (call.Vp + call.slab - 1) / call.slab;
-    int update = args->rate != 0.0, threads = crnn_get_threads();
+    call.narrow = call.slab < 4 * VW; /* than a tile */
+    call.ldl = leading(call.narrow ? call.Vp : call.slab);
+    call.apart = call.narrow ? call.slab : (call.block + ROWS_BEYOND) * call.ldl;
+    int threads = crnn_get_threads();
     if ((double)R * (double)H * (double)words < 1e5) threads = 1;
     call.room = TURN_STEP * TURN_UNITS * VW;
-    T **pieces[] = {&call.logits, &call.h, &call.h_scaled, &call.bias, &call.bias_sum, &call.parts, &call.rooms};
-    size_t counts[] = {call.block * call.ldl + 4 * VW, call.block * call.ldh + 4 * VW,
-                       update ? call.block * call.ldh + 4 * VW : 0, call.Vp + 4 * VW, call.Vp + 4 * VW,
-                       args->dh ? call.slabs * call.block * call.ldh : 0,
-                       args->dh && call.block >= TURN_ROWS ? (size_t)threads * call.room : 0};
-    size_t total = round_up(call.block * sizeof(double), CRNN_LINE);
-    for (int i = 0; i < 7; i++) total += round_up(counts[i] * sizeof(T), CRNN_LINE);
+    call.room_tops = call.block * VW + LINES_BEYOND * LINE;
+    T **pieces[] = {&call.logits, &call.h, &call.factors, &call.tops, &call.bias, &call.bias_sum, &call.parts,
+                    &call.rooms};
+    enum { PIECES = sizeof pieces / sizeof *pieces };
+    size_t counts[PIECES] = {call.narrow ? call.block * call.ldl + 4 * VW : call.slabs * call.apart, call.block * call.ldh + 4 * VW,
+                             call.block, (size_t)threads * call.room_tops, call.Vp + 4 * VW, call.Vp + 4 * VW,
+                             args->dh ? call.slabs * call.block * call.ldh : 0,
+                             args->dh && call.block >= TURN_ROWS ? (size_t)threads * call.room : 0};
+    call.doubles = round_up(call.block, CRNN_LINE / sizeof(double));
+    const size_t doubles = (2 * SLABS + 1) * call.doubles * sizeof(double);
+    size_t total = doubles;
+    for (int i = 0; i < PIECES; i++) total += round_up(counts[i] * sizeof(T), CRNN_LINE);
     char *block = crnn_allocate(total);
     if (!block) return CRNN_NOMEM;
-    call.losses = (double *)(void *)block;
-    size_t at = round_up(call.block * sizeof(double), CRNN_LINE);
-    for (int i = 0; i < 7; i++) {
+    call.sums = (double *)(void *)block;
+    call.losses = call.sums + 2 * SLABS * call.doubles;
+    size_t at = doubles;
+    for (int i = 0; i < PIECES; i++) {
         *pieces[i] = counts[i] ? (T *)(void *)(block + at) : NULL;
         at += round_up(counts[i] * sizeof(T), CRNN_LINE);
     }
@@ -279,12 +378,8 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
         call.rows = R - first < call.block ? R - first : call.block;
         call.add = args->accumulate || first > 0;
         if (args->bias) memcpy(call.bias, args->bias, words * sizeof(T));
-        for (size_t r = 0; r < call.rows; r++) {
-            const T *h = (const T *)args->h + (first + r) * H;
-            memcpy(call.h + r * call.ldh, h, H * sizeof(T));
-            if (update)
-                for (size_t k = 0; k < H; k++) call.h_scaled[r * call.ldh + k] = (T)-args->rate * h[k];
-        }
+        for (size_t r = 0; r < call.rows; r++)
+            memcpy(call.h + r * call.ldh, (const T *)args->h + (first + r) * H, H * sizeof(T));
         crnn_parallel(threads, 0, softmax_work, &call);
         for (size_t r = 0; r < call.rows && !probabilities; r++) {
             sum += call.losses[r];

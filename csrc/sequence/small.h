@@ -56,8 +56,8 @@ INLINE void product_body(const int across, const run_state *s, const layer_run *
             int q = backwards ? product->gates - 1 - p : p;
             size_t row = (size_t)product->gate[q] * H + u * VW;
             ptrdiff_t then = reading != PLAIN ? rows_to_next(s, product, p, backwards) : 0;
-            dot_source h = {run->whh + row * H, H, H, (rows - row) * H, in->h, in->ldh, h_last};
-            dot_source x = {run->wih + row * K, K, K, (rows - row) * K, in->x, in->ldx, x_last};
+            dot_source h = {run->whh + row * H, H, H, (rows - row) * H, in->h, in->ldh, h_last, 0};
+            dot_source x = {run->wih + row * K, K, K, (rows - row) * K, in->x, in->ldx, x_last, 0};
             T *out = gates + (size_t)product->slot[q] * s->Hp + u * VW;
             const int inner = across && row > 0 && row + valid < rows; /* the matrices go on on both sides */
             if (product->slot[q] != product->gate[q]) { /* GRU, reset after: the candidate's two products stay apart */

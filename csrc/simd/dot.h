@@ -11,6 +11,7 @@ typedef struct {
     const T *v;
     size_t ldv;
     const T *last; /* unless K is whole vectors: last_vector of each row of v, side by side */
+    int falling;   /* from the end of the rows to their beginning */
 } dot_source;
 
 /* acc[i*wide + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= wide <= 4 rows of W. Rows of v are reached
@@ -24,9 +25,11 @@ INLINE void dot_tile(const int mr, const int wide, const int asks, V *acc, const
     UNROLL(4) for (int j = 0; j < wide; j++) w[j] = s->W + ((size_t)j < columns ? (size_t)j : columns - 1) * s->ldw;
     UNROLL(3) for (int i = 0; 3 * i < mr; i++) v[i] = s->v + 3 * (size_t)i * ldv;
     size_t whole = s->K / VW * VW;
-    for (size_t k = 0; k < whole; k += VW) {
+    const ptrdiff_t step = s->falling ? -(ptrdiff_t)VW : (ptrdiff_t)VW;
+    ptrdiff_t k = s->falling ? (ptrdiff_t)(whole - VW) : 0;
+    for (size_t left = whole; left; left -= VW, k += step) {
         V wv[4];
-        if (asks) UNROLL(4) for (int j = 0; j < wide; j++) __builtin_prefetch(w[j] + ((ptrdiff_t)k + ahead), 0, 2);
+        if (asks) UNROLL(4) for (int j = 0; j < wide; j++) __builtin_prefetch(w[j] + (k + ahead), 0, 2);
         UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = mr > 1 ? load_once(w[j] + k) : load(w[j] + k);
         UNROLL(8) for (int i = 0; i < mr; i++) {
             V vv = load(v[i / 3] + (size_t)(i % 3) * ldv + k);

@@ -10,9 +10,10 @@ static const int tile_rows_max[5] = {0, 8, 6, 4, 3};
 
 /* What comes closer while a tile is at work. */
 typedef struct {
-    int far;         /* the tile's own rows of c lie beyond the second level: asked for at its beginning, to be written */
+    int far;         /* the tile's own rows of c lie beyond the second level: asked for one by one from its beginning, to be written */
     const char *at;  /* and what a later tile will read: `rows` rows of as many lines as the tile is wide, */
     size_t rows, step; /* `step` bytes apart, spread evenly over k */
+    T *tops;         /* what topped tiles raise to the largest of their sums, by row (VW apart) and lane */
 } tile_fetch;
 
 /* c[i][off[j]..] = init[i][off[j]..] + sum_k a[i*ars + k*aks] * b[k*ldb + j*VW ..],  i < mr rows, j < nv vectors.
@@ -24,7 +25,10 @@ typedef struct {
         const size_t *off, const tile_fetch *fetch
 typedef void (*tile_function)(TILE_ARGUMENTS);
 /* Lines are asked for a few at a time: more than the core can have under way would hold up the tile's own loads (with 64 steps
- * of k at a time LSTMs of 500 to 800 units lose 2 to 11 % of forward). */
+ * of k at a time LSTMs of 500 to 800 units lose 2 to 11 % of forward; with all rows of c at once the logits of 400 rows, 10,000
+ * words ran at 99 instead of 109 GFLOP/s on one thread). Each row of c has an instruction of its own: from a single one in a
+ * loop the hardware learns the distance between rows and goes on beyond the tile, into what another thread is writing (two threads,
+ * 200 units: 1 to 2 % lost, 4 to 7 where cores are far from each other). */
 #define AHEAD_STEP 8
 
 /* Of sixteen registers none is to spare: a load repeated is better than a sum that leaves its register. */
@@ -52,7 +56,7 @@ typedef void (*tile_function)(TILE_ARGUMENTS);
         }                                                                                             \
     }
 
-INLINE void tile_body(const int mr, const int nv, const int halves, TILE_ARGUMENTS)
+INLINE void tile_body(const int mr, const int nv, const int halves, const int topped, TILE_ARGUMENTS)
 {
     const int full = nv - halves;
     const size_t a_row = ars * sizeof(T), a_step = aks * sizeof(T), b_step = ldb * sizeof(T);
@@ -64,9 +68,6 @@ INLINE void tile_body(const int mr, const int nv, const int halves, TILE_ARGUMEN
         else half[i][j] = (VH){0};
     }
     UNROLL(3) for (int i = 0; 3 * i < mr; i++) a_at[i] = (const char *)a + 3 * (size_t)i * a_row;
-    if (fetch && fetch->far)
-        UNROLL(8) for (int i = 0; i < mr; i++) UNROLL(4) for (int j = 0; j < nv; j++)
-            __builtin_prefetch(c + (size_t)i * ldc + off[j], 1, 3);
     if (K == 0) {
         UNROLL(8) for (int i = 0; i < mr; i++) UNROLL(4) for (int j = 0; j < nv; j++) {
             const T *from = init + (size_t)i * ldi + off[j];
@@ -78,9 +79,15 @@ INLINE void tile_body(const int mr, const int nv, const int halves, TILE_ARGUMEN
     }
     size_t rows = fetch ? fetch->rows : 0, per_step = rows ? (rows * AHEAD_STEP + K - 1) / K : 0;
     const char *ahead = rows ? fetch->at : NULL;
+    int far = fetch && fetch->far ? mr : 0; /* rows of c still to ask for */
     for (size_t left = K - 1; left;) { /* the last step stands apart */
         size_t now = left;
-        if (rows) {
+        if (rows | (size_t)far) {
+            UNROLL(8) for (int i = 0; i < mr; i++) {
+                if (far != mr - i) continue;
+                UNROLL(4) for (int j = 0; j < nv; j++) __builtin_prefetch(c + (size_t)i * ldc + off[j], 1, 3);
+            }
+            far -= far > 0;
             const size_t stop = rows > per_step ? rows - per_step : 0;
             for (; rows > stop; rows--, ahead += fetch->step)
                 UNROLL(4) for (int l = 0; l < (nv * CRNN_VBYTES + 63) / 64; l++) __builtin_prefetch(ahead + l * 64, 0, 2);
@@ -101,8 +108,13 @@ INLINE void tile_body(const int mr, const int nv, const int halves, TILE_ARGUMEN
         UNROLL(4) for (int j = 0; j < nv; j++) {
             const T *from = init + (size_t)i * ldi + off[j];
             T *to = c + (size_t)i * ldc + off[j];
-            if (j < full) store(to, init ? acc[i][j] + load(from) : acc[i][j]);
+            if (j < full) store(to, acc[i][j] = init ? acc[i][j] + load(from) : acc[i][j]);
             else store_half(to, init ? half[i][j] + load_half(from) : half[i][j]);
+        }
+        if (topped) {
+            V top = load(fetch->tops + (size_t)i * VW);
+            UNROLL(4) for (int j = 0; j < nv; j++) top = MAXIMUM(acc[i][j], top);
+            store(fetch->tops + (size_t)i * VW, top);
         }
     }
 }
@@ -110,9 +122,16 @@ INLINE void tile_body(const int mr, const int nv, const int halves, TILE_ARGUMEN
 #define TILE(mr, nv, halves)                                                                                       \
     NOINLINE void tile_##mr##x##nv##_##halves(TILE_ARGUMENTS)                                                      \
     {                                                                                                              \
-        tile_body(mr, nv, halves, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, fetch);                          \
+        tile_body(mr, nv, halves, 0, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, fetch);                          \
     }
 #define TILE_NAME(mr, nv, halves) tile_##mr##x##nv##_##halves,
+/* The same, with the largest sums; whole vectors alone. */
+#define TOPPED(mr, nv, halves)                                                            \
+    NOINLINE void topped_##mr##x##nv(TILE_ARGUMENTS)                                      \
+    {                                                                                     \
+        tile_body(mr, nv, 0, 1, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, fetch);   \
+    }
+#define TOPPED_NAME(mr, nv, halves) topped_##mr##x##nv,
 #define UPTO_3(M, nv, halves) M(1, nv, halves) M(2, nv, halves) M(3, nv, halves)
 #define UPTO_4(M, nv, halves) UPTO_3(M, nv, halves) M(4, nv, halves)
 #define UPTO_6(M, nv, halves) UPTO_4(M, nv, halves) M(5, nv, halves) M(6, nv, halves)
@@ -147,6 +166,11 @@ static const tile_function tiles[5][5][9] = {
 #endif
 };
 
+WIDE_1(TOPPED, 0) WIDE_2(TOPPED, 0) WIDE_3(TOPPED, 0) WIDE_4(TOPPED, 0)
+/* [nv][mr] */
+static const tile_function topped_tiles[5][9] = {{NULL}, {NULL, WIDE_1(TOPPED_NAME, 0)}, {NULL, WIDE_2(TOPPED_NAME, 0)},
+                                                 {NULL, WIDE_3(TOPPED_NAME, 0)}, {NULL, WIDE_4(TOPPED_NAME, 0)}};
+
 /* 1 if the last vector of a tile that ends at column `end` is half a one, in rows of `width` columns. */
 INLINE int half_left(size_t end, size_t width) { return HALVES && end >= width + VW / 2; }
 
@@ -174,7 +198,7 @@ typedef struct {
 
 INLINE tile_fetch fetch_share(fetch_plan *plan, int far)
 {
-    tile_fetch share = {far, plan->at, plan->tiles ? plan->rows / plan->tiles : 0, plan->step};
+    tile_fetch share = {.far = far, .at = plan->at, .rows = plan->tiles ? plan->rows / plan->tiles : 0, .step = plan->step};
     plan->at += share.rows * plan->step;
     plan->rows -= share.rows;
     plan->tiles -= plan->tiles > 0;
