@@ -23,6 +23,12 @@ typedef struct {
     size_t ldh, ldr, ldb;
 } backward_patch;
 
+/* Rows pairwise the other way round: 1, 0, 3, 2 and so on. From equal distances the hardware learns to go on beyond the last row, where
+ * another thread's begin, who has to fetch back what it writes there (two threads, cores far from each other, LSTM of batch 20, T 35,
+ * 200 units: 6 to 8 % of inference, 1 to 2 of training). */
+INLINE size_t swapped(size_t r, size_t rows) { return (r ^ 1) < rows ? r ^ 1 : r; }
+#define PATCH_ROWS(r, rows) for (size_t r##_ = 0, r; r##_ < (rows) && (r = swapped(r##_, rows), 1); r##_++)
+
 #include "gru.h"
 #include "lstm.h"
 #include "rnn.h"

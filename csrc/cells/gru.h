@@ -2,7 +2,7 @@
  * Written as h = h' + w (n - h') with w = the weight of the candidate. */
 NOINLINE void gru_after_forward(const forward_patch *p, size_t rows, size_t vectors, int z_state)
 {
-    for (size_t i = 0; i < rows; i++)
+    PATCH_ROWS(i, rows)
         for (size_t j = 0; j < vectors * VW; j += VW) {
             T *gates = p->g + i * p->ldg + j;
             V r = v_sigmoid(load(gates)), z = v_sigmoid(load(gates + p->Hp));
@@ -17,7 +17,7 @@ NOINLINE void gru_after_forward(const forward_patch *p, size_t rows, size_t vect
 
 NOINLINE void gru_before_gates(const forward_patch *p, size_t rows, size_t vectors)
 {
-    for (size_t i = 0; i < rows; i++)
+    PATCH_ROWS(i, rows)
         for (size_t j = 0; j < vectors * VW; j += VW) {
             T *gates = p->g + i * p->ldg + j;
             V r = v_sigmoid(load(gates));
@@ -29,7 +29,7 @@ NOINLINE void gru_before_gates(const forward_patch *p, size_t rows, size_t vecto
 
 NOINLINE void gru_before_state(const forward_patch *p, size_t rows, size_t vectors, int z_state)
 {
-    for (size_t i = 0; i < rows; i++)
+    PATCH_ROWS(i, rows)
         for (size_t j = 0; j < vectors * VW; j += VW) {
             T *gates = p->g + i * p->ldg + j;
             V z = load(gates + p->Hp), n = v_tanh(load(gates + 2 * p->Hp));
@@ -41,7 +41,7 @@ NOINLINE void gru_before_state(const forward_patch *p, size_t rows, size_t vecto
 
 NOINLINE void gru_backward(const backward_patch *p, size_t rows, size_t vectors, int z_state, int after)
 {
-    for (size_t i = 0; i < rows; i++)
+    PATCH_ROWS(i, rows)
         for (size_t j = 0; j < vectors * VW; j += VW) {
             const T *gates = p->g + i * p->ldg + j;
             T *d = p->d + i * p->ldg + j;
@@ -66,7 +66,7 @@ NOINLINE void gru_backward(const backward_patch *p, size_t rows, size_t vectors,
 /* Reset before, second half: d_reset = W_n^T d_n is the gradient of r * h'. */
 NOINLINE void gru_before_reset(const backward_patch *p, size_t rows, size_t vectors)
 {
-    for (size_t i = 0; i < rows; i++)
+    PATCH_ROWS(i, rows)
         for (size_t j = 0; j < vectors * VW; j += VW) {
             V r = load(p->g + i * p->ldg + j), h = load(p->h_prev + i * p->ldh + j);
             V dr = load(p->d_reset + i * p->ldr + j);

@@ -1,7 +1,7 @@
 /* c = f c' + i g,  h = o tanh c. tanh c is computed again in backward: cheaper than carrying it through memory. */
 NOINLINE void lstm_forward(const forward_patch *p, size_t rows, size_t vectors)
 {
-    for (size_t r = 0; r < rows; r++)
+    PATCH_ROWS(r, rows)
         for (size_t j = 0; j < vectors * VW; j += VW) {
             T *gates = p->g + r * p->ldg + j;
             V i = v_sigmoid(load(gates)), f = v_sigmoid(load(gates + p->Hp));
@@ -18,7 +18,7 @@ NOINLINE void lstm_forward(const forward_patch *p, size_t rows, size_t vectors)
 
 NOINLINE void lstm_backward(const backward_patch *p, size_t rows, size_t vectors)
 {
-    for (size_t r = 0; r < rows; r++)
+    PATCH_ROWS(r, rows)
         for (size_t j = 0; j < vectors * VW; j += VW) {
             const T *gates = p->g + r * p->ldg + j;
             T *d = p->d + r * p->ldg + j;

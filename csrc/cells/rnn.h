@@ -2,7 +2,7 @@
 #define RNN_CELL(name, VALUE, SLOPE)                                                          \
     NOINLINE void rnn_##name##_forward(const forward_patch *p, size_t rows, size_t vectors)   \
     {                                                                                         \
-        for (size_t i = 0; i < rows; i++)                                                     \
+        PATCH_ROWS(i, rows)                                                                   \
             for (size_t j = 0; j < vectors * VW; j += VW) {                                   \
                 V a = load(p->g + i * p->ldg + j);                                            \
                 store(p->h + i * p->ldh + j, VALUE);                                          \
@@ -10,7 +10,7 @@
     }                                                                                         \
     NOINLINE void rnn_##name##_backward(const backward_patch *p, size_t rows, size_t vectors) \
     {                                                                                         \
-        for (size_t i = 0; i < rows; i++)                                                     \
+        PATCH_ROWS(i, rows)                                                                   \
             for (size_t j = 0; j < vectors * VW; j += VW) {                                   \
                 V h = load(p->h + i * p->ldh + j), dh = load(p->dh + i * p->ldh + j);         \
                 store(p->d + i * p->ldg + j, SLOPE);                                          \
