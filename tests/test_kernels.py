@@ -319,7 +319,7 @@ def test_lengths_that_cannot_be_arranged_are_refused():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 4), (4, 3, 0), (4, 5, 3), (4, 60, 70)])
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 4), (4, 3, 0), (4, 5, 3), (4, 60, 70), (41, 60, 70)])
 def test_padded_arrays_are_zero_where_sequences_are_over(dtype, shape):
     lengths = np.arange(shape[0]) * shape[1] // max(1, shape[0] - 1)
     for _ in range(2):

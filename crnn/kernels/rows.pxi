@@ -86,7 +86,6 @@ def empty(shape, dtype):
 
 cdef extern from "<string.h>" nogil:
     void *memcpy(void *, const void *, size_t)
-    void *memset(void *, int, size_t)
 
 
 def padded(lengths, Py_ssize_t steps, Py_ssize_t width, dtype):
@@ -97,10 +96,8 @@ def padded(lengths, Py_ssize_t steps, Py_ssize_t width, dtype):
         if length[i] < 0 or length[i] > steps:
             raise ValueError(f"lengths: {length[i]} is outside 0..{steps}")
     cdef cnp.ndarray array = empty((B, steps, width), dtype)
-    cdef char *data = cnp.PyArray_BYTES(array)
     width *= cnp.PyArray_ITEMSIZE(array)
-    for i in range(B):
-        memset(data + (i * steps + length[i]) * width, 0, <size_t>((steps - length[i]) * width))
+    crnn_zero_tails(cnp.PyArray_BYTES(array), length, <size_t>B, <size_t>steps, <size_t>width)
     return array
 
 

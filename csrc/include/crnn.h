@@ -156,6 +156,9 @@ CRNN_API void crnn_scale(crnn_dtype dtype, void *a, size_t n, double factor);
 CRNN_API void crnn_add_rows(crnn_dtype dtype, void *dst, size_t row_step, size_t element_step, const int64_t *ids,
                             const void *rows, size_t n, size_t width, double alpha);
 
+/* data is (batch, steps) rows of `row` bytes: those of sequence i from lengths[i] on become zero. lengths[i] <= steps. */
+CRNN_API void crnn_zero_tails(void *data, const int64_t *lengths, size_t batch, size_t steps, size_t row);
+
 /* Element-wise functions as the kernels use them, for tests and tables: f is 'e' exp, 't' tanh, 's' sigmoid. */
 CRNN_API crnn_status crnn_function(crnn_dtype dtype, char f, const void *x, void *y, size_t n);
 /* Measured peak of fused multiply-adds in registers, GFLOP/s. */
