@@ -17,6 +17,7 @@
  * them took twice as long for its powers where cores are far from each other. */
 #define LINES_BEYOND 32
 #define ROWS_BEYOND 48
+#define BYTES_BEYOND ((size_t)256 << 10) /* of rows, at most */
 #define SLAB_STEP 1536 /* columns of one dH update: long enough to hide the lane sums, short enough for the L2 cache */
 
 typedef struct {
@@ -34,7 +35,7 @@ typedef struct {
     size_t doubles; /* block, as whole lines: what threads write meanwhile lies apart */
     size_t block, rows, first, ldl, ldh, Vp, slabs, slab, apart, room, room_tops;
     T *probabilities;
-    int narrow;
+    int narrow;     /* slabs narrower than a tile */
     int add;        /* gradients add to what earlier blocks (or the caller) left */
 } softmax_call;
 
@@ -344,9 +345,10 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
     call.block = next_rows(R, softmax_rows_most(args));
     call.slab = round_up((call.Vp + SLABS - 1) / SLABS, 16);
     call.slabs = (call.Vp + call.slab - 1) / call.slab;
-    call.narrow = call.slab < 4 * VW; /* than a tile */
+    call.narrow = call.slab < 4 * VW;
     call.ldl = leading(call.narrow ? call.Vp : call.slab);
-    call.apart = call.narrow ? call.slab : (call.block + ROWS_BEYOND) * call.ldl;
+    size_t beyond = ROWS_BEYOND * call.ldl < BYTES_BEYOND / sizeof(T) ? ROWS_BEYOND * call.ldl : BYTES_BEYOND / sizeof(T);
+    call.apart = call.narrow ? call.slab : call.block * call.ldl + beyond;
     int threads = crnn_get_threads();
     if ((double)R * (double)H * (double)words < 1e5) threads = 1;
     call.room = TURN_STEP * TURN_UNITS * VW;
