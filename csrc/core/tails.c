@@ -2,7 +2,7 @@
 #include "internal.h"
 #include <string.h>
 
-#define TAILS_SHARED ((size_t)64 << 10) /* bytes: some two microseconds of one thread, four times a hand-over */
+#define TAILS_SHARED ((size_t)64 << 10) /* bytes, a microsecond of one thread: two gain nothing there, 15 % with twice as many, 40 % with eight times */
 
 typedef struct {
     char *data;
