@@ -7,17 +7,20 @@
 typedef struct {
     T *d;      /* (R, ldg) gradients of the pre-activations in work */
     T *sum;    /* (R, ldg) their sum over ranges or passes; the same memory as d where nothing overlaps */
-    T *dh;     /* (B + R, ldh) gradients of the states; window: of the pass in work */
+    T *dh;     /* (B + R, ldh) gradients of the states; window: (window_rows, ldh), of the losses in work */
     int lying; /* what comes from above is read where it lies; then dh is (2, B, ldh): of two steps in turn */
-    T *next;   /* window: of the next pass, else null */
-    T *dc;     /* LSTM: (B, ldh), the row of each sequence moves back with time; window: (B + R, ldh) */
-    T *dc_next;
+    T *dc;     /* LSTM: (B, ldh), the row of each sequence moves back with time; window: as dh */
     T *dh0, *dc0; /* (B, ldh) what reached the initial state */
     T *pack_hh;   /* W_hh for dh = d W_hh: all gates that multiply h_{t-1} itself; null: read as it lies */
     T *pack_n;    /* GRU reset before: W_n */
     T *pack_ih;   /* W_ih; null: read as it lies */
     T *h_prev;    /* (R, ldh) states that enter each row, where they are not simply h's first R rows */
 } layer_back;
+
+/* Of the losses in work (window.h), one layer at a time: gradients of the pre-activations and of the input, and as below. */
+typedef struct {
+    T *d, *dx, *reset;
+} loss_room;
 
 typedef struct {
     const run_state *s;
@@ -26,6 +29,7 @@ typedef struct {
     layer_back *layers;
     T *dx;       /* (R, ldx) gradient of the output of the layer below, natural row order */
     T *reset;    /* GRU reset before: (R, ldh) gradient of r * h_{t-1}, per direction */
+    loss_room room; /* window: window_rows rows each */
     size_t ldx;
     size_t view_ld; /* of args->dy_view (even_rows) */
     int wants_dx;   /* the caller does, and not of ids */
@@ -195,15 +199,14 @@ static void product_lying(const cell_product *product, size_t H, size_t Hp, cons
     for (size_t l = 0; ends && l < rest; l++) out[whole + l] += sums[VW - rest + l];
 }
 
-/* Cell backward of `rows` rows that start at packed row `row`, units [u0, u1). dh, dc: their rows in these buffers; base: from
+/* Cell backward of `rows` rows that start at packed row `row`, units [u0, u1). d, dh, dc: their rows in these buffers; base: from
  * unit u0 on. */
-static void cell_rows(const backward_call *call, const layer_run *run, const layer_back *back, size_t row, size_t before,
-                      size_t rows, size_t u0, size_t u1, const T *dh, const T *dc, T *dc_prev, T *dh_prev, step_rows base)
+static void cell_rows(const run_state *s, const layer_run *run, size_t row, size_t before, size_t rows, size_t u0, size_t u1, T *d,
+                      const T *dh, const T *dc, T *dc_prev, T *dh_prev, step_rows base)
 {
-    const run_state *s = call->s;
     size_t col = u0 * VW, state = (s->B + row) * s->ldh + col, prev = before * s->ldh + col, gate = row * s->ldg + col;
     if (u1 <= u0 || rows == 0) return;
-    backward_patch patch = {.g = s->keep_gates ? run->gates + gate : NULL, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
+    backward_patch patch = {.g = s->keep_gates ? run->gates + gate : NULL, .d = d + col, .ldg = s->ldg, .Hp = s->Hp,
                             .h_prev = run->h + prev, .h = run->h + state, .dh = dh + col,
                             .dh_prev = dh_prev ? dh_prev + col : NULL, .base = base.at, .ldb = base.ld, .ldh = s->ldh};
     if (run->c) {
@@ -215,17 +218,14 @@ static void cell_rows(const backward_call *call, const layer_run *run, const lay
     cell_backward(&s->shape, &patch, rows, u1 - u0);
 }
 
-/* GRU, reset before: d_r and the part of dh_{t-1} that passes r * h_{t-1}. Needs d_n of all units. */
-static void reset_rows(const backward_call *call, const layer_run *run, const layer_back *back, size_t row, size_t before,
-                       size_t rows, size_t u0, size_t u1, T *dh_prev)
+/* GRU, reset before: d_r and the part of dh_{t-1} that passes r * h_{t-1}, whose gradient is `reset`: d_n W_n, for which d_n of all
+ * units is needed. */
+static void reset_rows(const run_state *s, const layer_run *run, size_t row, size_t before, size_t rows, size_t u0, size_t u1, T *d,
+                       const T *reset, T *dh_prev)
 {
-    const run_state *s = call->s;
     size_t col = u0 * VW, prev = before * s->ldh + col, gate = row * s->ldg + col;
     if (u1 <= u0 || rows == 0) return;
-    T *reset = call->reset + ((run->reversed ? s->R : 0) + row) * s->ldh;
-    product_back(s, &s->shape.candidate, back->d + row * s->ldg, back->pack_n, s->H, u0, u1, rows, reset, s->ldh,
-                 (step_rows){0}, 0, NULL);
-    backward_patch patch = {.g = run->gates + gate, .d = back->d + gate, .ldg = s->ldg, .Hp = s->Hp,
+    backward_patch patch = {.g = run->gates + gate, .d = d + col, .ldg = s->ldg, .Hp = s->Hp,
                             .h_prev = run->h + prev, .dh_prev = dh_prev + col, .d_reset = reset + col, .ldh = s->ldh,
                             .ldr = s->ldh};
     gru_before_reset(&patch, rows, u1 - u0);
@@ -260,20 +260,23 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
                 start_row(call, q, t, loss_lo, i, u0, u1, dh + i * s->ldh, rank);
             above = t > lo ? upstream_of_step(call, q, t - 1, loss_lo, i0, end, u0, u1, rank) : (step_rows){0};
         }
-        cell_rows(call, run, back, row, before, rows, u0, u1, dh + i0 * s->ldh, dc, dc, dh_prev, above);
+        T *d = back->d + row * s->ldg;
+        cell_rows(s, run, row, before, rows, u0, u1, d, dh + i0 * s->ldh, dc, dc, dh_prev, above);
         if (s->plan.backward == BY_UNITS) crnn_barrier(team);
         if (s->shape.candidate.gates) {
-            reset_rows(call, run, back, row, before, rows, u0, u1, dh_prev);
+            T *reset = call->reset + ((run->reversed ? s->R : 0) + row) * s->ldh;
+            product_back(s, &s->shape.candidate, d, back->pack_n, s->H, u0, u1, rows, reset, s->ldh, (step_rows){0}, 0, NULL);
+            reset_rows(s, run, row, before, rows, u0, u1, d, reset, dh_prev);
             if (s->plan.backward == BY_UNITS) crnn_barrier(team);
         }
         if (cut || !rows) continue;
         if (!back->pack_hh) {
-            product_lying(&s->shape.recurrent, s->H, s->Hp, back->d + row * s->ldg, run->whh, u0, u1, dh_prev, t & 1);
+            product_lying(&s->shape.recurrent, s->H, s->Hp, d, run->whh, u0, u1, dh_prev, t & 1);
             continue;
         }
         step_fetch next = {0};
         if (t > lo && rows >= FETCH_ROWS) next = fetch_of_step(call, q, t - 1, lo, loss_lo, i0, i1, u0, u1);
-        product_back(s, &s->shape.recurrent, back->d + row * s->ldg, back->pack_hh, s->H, u0, u1, rows, dh_prev, s->ldh,
+        product_back(s, &s->shape.recurrent, d, back->pack_hh, s->H, u0, u1, rows, dh_prev, s->ldh,
                      is_gru(s) ? own : above, t & 1, &next);
     }
 }
@@ -281,18 +284,18 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
 /* out (rows, ldo) = d W_ih for rows of one direction in its own order. Where W_ih is read as it lies, blocks of it have
  * LYING_DEPTH rows: in rows of a power of two all lines of a column fall into a few sets of the cache. */
 #define LYING_DEPTH 256
-static void input_rows(const backward_call *call, size_t q, size_t row, size_t rows, T *out, size_t ldo, int rank)
+static void input_rows(const backward_call *call, size_t q, const T *d, size_t rows, T *out, size_t ldo, int rank)
 {
     const run_state *s = call->s;
     const layer_back *back = call->layers + q;
     size_t width = s->layers[q].input;
     if (back->pack_ih) {
-        product_back(s, &s->shape.input, back->d + row * s->ldg, back->pack_ih, width, 0, tile_count(width, VW), rows, out,
+        product_back(s, &s->shape.input, d, back->pack_ih, width, 0, tile_count(width, VW), rows, out,
                      ldo, (step_rows){0}, 0, NULL);
         return;
     }
     for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
-        product_call p = {.N = width, .K = s->H, .A = back->d + row * s->ldg + g * s->Hp, .ars = s->ldg, .aks = 1,
+        product_call p = {.N = width, .K = s->H, .A = d + g * s->Hp, .ars = s->ldg, .aks = 1,
                           .B = (const T *)call->stack->weights[q].weight_ih + g * s->H * width, .ldb = width,
                           .depth = LYING_DEPTH, .room = call->rooms + (size_t)rank * LYING_DEPTH * 4 * VW, .C = out,
                           .ldc = ldo, .accumulate = g > 0};
@@ -312,17 +315,18 @@ static void input_gradient(const backward_call *call, size_t q, size_t lo, size_
 {
     const run_state *s = call->s;
     const layer_run *run = s->layers + q;
+    const T *d = call->layers[q].d;
     const crnn_view *view = target.view;
     /* Packed weights give whole vectors of columns, or half a one at the end. */
     const size_t half = HALVES ? VW / 2 : VW;
     if (!view && !run->reversed && (!call->layers[q].pack_ih || run->input % half == 0)) {
-        input_rows(call, q, lo, hi - lo, target.packed + lo * target.ld, target.ld, rank);
+        input_rows(call, q, d + lo * s->ldg, hi - lo, target.packed + lo * target.ld, target.ld, rank);
         return;
     }
     T *block = call->blocks + (size_t)rank * PRODUCT_ROWS * call->ld_block;
     for (size_t row = lo; row < hi; row += PRODUCT_ROWS) {
         size_t rows = hi - row < PRODUCT_ROWS ? hi - row : PRODUCT_ROWS;
-        input_rows(call, q, row, rows, block, call->ld_block, rank);
+        input_rows(call, q, d + row * s->ldg, rows, block, call->ld_block, rank);
         for (row_walk w = walk_rows(s, row, row + rows); next_row(s, &w);) {
             T *to = view ? (T *)(void *)view_row(s, view, run->reversed, w.t, w.i)
                          : target.packed + flipped(s, run->reversed, w.row) * target.ld;

@@ -13,7 +13,7 @@ INLINE int is_top(const run_state *s, size_t q) { return q + s->D >= s->L * s->D
 /* Does anything come from above at step t? loss_lo: first step whose loss counts. */
 INLINE int has_upstream(const backward_call *call, size_t q, size_t t, size_t loss_lo)
 {
-    if (!is_top(call->s, q)) return 1;
+    if (!is_top(call->s, q)) return call->args->truncation != CRNN_WINDOW; /* pass by pass (window.h) */
     return t >= loss_lo && (call->args->dy || call->args->dy_view.sequences);
 }
 
@@ -35,9 +35,8 @@ INLINE int64_t *bad_of(const backward_call *call, size_t q, int rank)
     return call->bad + q % call->s->D * CRNN_MAX_THREADS + (size_t)rank;
 }
 
-/* Columns from `first` on of that row, `width` of them: into `to`, or added to it (but not what the caller gave). */
-INLINE void take_upstream(const backward_call *call, size_t q, size_t t, size_t i, size_t first, size_t width, T *to, int add,
-                          int rank)
+/* Columns from `first` on of that row, `width` of them. */
+INLINE void take_upstream(const backward_call *call, size_t q, size_t t, size_t i, size_t first, size_t width, T *to, int rank)
 {
     const run_state *s = call->s;
     const char *from = upstream_row(call, q, t, i) + first * sizeof(T);
@@ -49,7 +48,7 @@ INLINE void take_upstream(const backward_call *call, size_t q, size_t t, size_t 
     }
     const T *dx = (const T *)(const void *)from;
     const T *mask = s->masks ? s->masks + (q / s->D * s->R + row) * s->D * s->H + q % s->D * s->H + first : NULL;
-    for (size_t k = 0; k < width; k++) to[k] = (add ? to[k] : 0) + (mask ? dx[k] * mask[k] : dx[k]);
+    for (size_t k = 0; k < width; k++) to[k] = mask ? dx[k] * mask[k] : dx[k];
 }
 
 /* Elements from one sequence's rows to the next one's, where they are the same for all; else 0. */
@@ -100,7 +99,7 @@ INLINE void start_row(const backward_call *call, size_t q, size_t t, size_t loss
     const size_t first = u0 * VW, last = u1 * VW < s->H ? u1 * VW : s->H;
     const int above = has_upstream(call, q, t, loss_lo);
     const T *dh_n = s->length[i] == t + 1 && t >= loss_lo ? call->args->dh_n : NULL;
-    if (above) take_upstream(call, q, t, i, first, last - first, row + first, 0, rank);
+    if (above) take_upstream(call, q, t, i, first, last - first, row + first, rank);
     memset(row + (above ? last : first), 0, (u1 * VW - (above ? last : first)) * sizeof(T));
     for (size_t k = first; dh_n && k < last; k++) row[k] += dh_n[(q * s->B + i) * s->H + k];
 }

@@ -196,27 +196,28 @@ static void lay_out_back(arena *a, backward_call *call)
 {
     const run_state *s = call->s;
     int window = call->args->truncation == CRNN_WINDOW, lstm = s->shape.kind == KIND_LSTM;
-    size_t rec = (size_t)s->shape.recurrent.gates, widest = s->D * s->H;
+    size_t rec = (size_t)s->shape.recurrent.gates, widest = s->D * s->H, losses = window ? window_rows(s) : 0;
     call->ldx = leading(widest);
-    call->dx = s->L > 1 ? take_rows(a, s->R, call->ldx) : NULL;
+    call->dx = s->L > 1 && !window ? take_rows(a, s->R, call->ldx) : NULL;
+    call->room.d = window ? take_rows(a, losses, s->ldg) : NULL;
+    call->room.dx = window && s->L > 1 ? take_rows(a, losses, call->ldx) : NULL;
     if (call->wants_dx && s->layers[0].input > widest) widest = s->layers[0].input;
     call->ld_block = leading(widest);
     call->rooms = TAKE(a, T, (size_t)s->plan.threads * LYING_DEPTH * 4 * VW);
     call->hands = TAKE(a, crnn_hand, s->L * s->D * OF_COUNT * (size_t)s->plan.threads);
     call->bias_sum = TAKE(a, T, (size_t)s->shape.gates * s->H);
     call->blocks = take_rows(a, (size_t)s->plan.threads * PRODUCT_ROWS, call->ld_block);
-    call->reset = s->shape.candidate.gates ? take_rows(a, s->D * s->R, s->ldh) : NULL;
+    T *reset = s->shape.candidate.gates ? take_rows(a, window ? losses : s->D * s->R, s->ldh) : NULL;
+    if (window) call->room.reset = reset;
+    else call->reset = reset;
     call->layers = TAKE(a, layer_back, s->L * s->D);
     for (size_t q = 0; q < s->L * s->D; q++) {
         layer_back *back = a->base ? call->layers + q : &(layer_back){0};
-        size_t states = s->B + s->R;
         back->d = take_rows(a, s->R, s->ldg);
         back->sum = call->overlap ? take_rows(a, s->R, s->ldg) : back->d;
         back->lying = !window && upstream_lies(call, q);
-        back->dh = take_rows(a, back->lying ? 2 * s->B : states, s->ldh);
-        back->next = window ? take_rows(a, states, s->ldh) : NULL;
-        back->dc = lstm ? take_rows(a, window ? states : s->B, s->ldh) : NULL;
-        back->dc_next = lstm && window ? take_rows(a, states, s->ldh) : NULL;
+        back->dh = take_rows(a, window ? losses : back->lying ? 2 * s->B : s->B + s->R, s->ldh);
+        back->dc = lstm ? take_rows(a, window ? losses : s->B, s->ldh) : NULL;
         back->dh0 = take_rows(a, s->B, s->ldh);
         back->dc0 = lstm ? take_rows(a, s->B, s->ldh) : NULL;
         back->pack_hh = recurrent_lies_back(s) && !window ? NULL : TAKE(a, T, rec * s->H * s->Hp);
@@ -237,7 +238,7 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
     for (int i = 0; i < 2 * CRNN_MAX_THREADS; i++) bad[i] = -1;
     call.view_ld = even_rows(&args->dy_view, s->B);
     call.wants_dx = !s->ids && (args->dx || args->dx_view.sequences);
-    call.overlap = args->truncation == CRNN_WINDOW || (args->truncation == CRNN_CHUNK && args->k2 > args->k1);
+    call.overlap = args->truncation == CRNN_CHUNK && args->k2 > args->k1;
     arena measure = {0};
     lay_out_back(&measure, &call);
     if (measure.overflow) return CRNN_NOMEM;

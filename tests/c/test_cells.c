@@ -426,6 +426,10 @@ int main(void)
         s.onehot = 0, s.bias = s.states = 1, s.hidden = 5, s.input = 4, s.batch = 4, s.steps = 5;
         s.layers = 3, s.directions = 1, s.masks = 1;
         run(s);
+        /* More losses than a window takes at a time, in several groups of sequences. */
+        s.layers = 2, s.batch = 21, s.steps = 14, s.hidden = 9;
+        if (c % 3 == 0 || c == 5) run(s);
+        s.layers = 3, s.batch = 4, s.steps = s.hidden = 5;
         s.directions = 2; /* three: the middle layer's two directions read what came from above before either passes it on */
         run(s);
         s.layers = 2;
