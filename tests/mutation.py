@@ -104,6 +104,12 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/window.h", " || before != run->before + run->rows", "", KERNELS),
     ("csrc/sequence/window.h", "leaving = j >= b->t0 &&", "leaving = ", KERNELS),
     ("csrc/sequence/window.h", "j + 1 == k", "j + 2 == k", KERNELS),
+    ("csrc/sequence/halves.h", "sum->from + lo, 1, hi - lo", "sum->from + lo, 0, hi - lo", CELLS),
+    ("csrc/sequence/halves.h", ", own[i].accumulate = 0;", ";", CELLS),
+    ("csrc/sequence/halves.h", "own < count ? own : count", "own", CELLS),
+    ("csrc/sequence/halves.h", "(int64_t)half->first + row -", "row -", CELLS),
+    ("csrc/sequence/halves.h", "view.sequences += half->first;", "view.sequences += 0;", CELLS),
+    ("csrc/sequence/halves.h", "job->contexts[rank & 1]", "job->contexts[0]", CELLS),
     (
         "csrc/output/softmax.h",
         "(double)row[target] - (double)top",

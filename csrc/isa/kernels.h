@@ -20,6 +20,7 @@ extern const crnn_kernels THIS_KERNELS;
 #include "../sequence/backward.h"
 #include "../sequence/window.h"
 #include "../sequence/weights.h"
+#include "../sequence/halves.h"
 #include "../output/softmax.h"
 #include "../optim/rules.h"
 #include "../simd/probe.h"

@@ -1,7 +1,7 @@
 /* Backward through the stack. One cell backward, three schedules:
  *   Full    one range of steps, block by block from the last to the first
  *   Chunk   one such range per chunk; where reaches overlap, the ranges' d_pre are summed
- *   Window  k passes over all rows at once, each one step further back (window.h)
+ *   Window  k passes over a block of losses, each one step further back (window.h)
  * All end with one set of weight gradients from the summed d_pre (weights.h). */
 
 typedef struct {
@@ -39,7 +39,7 @@ typedef struct {
     T *blocks;   /* per thread: rows on their way to where they belong */
     size_t ld_block;
     int overlap; /* sums apart from d */
-    int64_t *bad; /* per direction and rank: the first row of dy_view that is not finite, or -1 */
+    int64_t *bad, bad_rows[2 * CRNN_MAX_THREADS]; /* per direction and rank: the first row of dy_view that is not finite, or -1 */
 } backward_call;
 
 /* Rows that repay asking for what they read next (RNN, one sequence: 2 % lost). */

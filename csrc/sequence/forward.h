@@ -346,7 +346,8 @@ static void forward_work(void *context, int rank, crnn_team *team)
         push_out_forward(s, s->layers + q, rank, crnn_team_size(team));
 }
 
-static void run_forward(run_state *s, const crnn_forward_args *args)
+/* What comes before and after forward_work. */
+static void start_forward(run_state *s, const crnn_forward_args *args, forward_call *call)
 {
     size_t LD = s->L * s->D, BH = s->B * s->H;
     if (s->ids) memcpy(s->ids, args->ids, s->R * sizeof(int64_t));
@@ -358,9 +359,15 @@ static void run_forward(run_state *s, const crnn_forward_args *args)
         if (run->c) copy_rows_padded(run->c, s->ldh, c0 ? c0 + q * BH : NULL, s->H, s->B);
         if (run->bias) start_gates(s, run, run->bias, 0, s->UV);
     }
-    forward_call call = {.s = s, .args = *args};
-    for (int i = 0; i < CRNN_MAX_THREADS; i++) call.bad[i] = -1;
-    crnn_parallel(s->plan.threads, s->plan.brief, forward_work, &call);
+    *call = (forward_call){.s = s, .args = *args};
+    for (int i = 0; i < CRNN_MAX_THREADS; i++) call->bad[i] = -1;
+}
+
+static void finish_forward(const forward_call *call)
+{
+    const run_state *s = call->s;
+    const crnn_forward_args *args = &call->args;
+    size_t LD = s->L * s->D, BH = s->B * s->H;
     if (s->small) copy_outputs(s, args, 0, s->R);
     for (size_t q = 0; q < LD; q++)
         for (size_t i = 0; i < s->B; i++) {
@@ -368,7 +375,7 @@ static void run_forward(run_state *s, const crnn_forward_args *args)
             if (args->h_n) memcpy((T *)args->h_n + out, s->layers[q].h + row, s->H * sizeof(T));
             if (args->c_n && s->layers[q].c) memcpy((T *)args->c_n + out, s->layers[q].c + row, s->H * sizeof(T));
         }
-    if (args->bad) *args->bad = first_bad(call.bad, CRNN_MAX_THREADS);
+    if (args->bad) *args->bad = first_bad(call->bad, CRNN_MAX_THREADS);
 }
 
 /* One step from the states in place. */

@@ -22,6 +22,7 @@ typedef enum { BY_SEQUENCES, BY_UNITS, INPUT_FIRST } split_kind;
 typedef struct {
     int threads, brief; /* brief: a few tens of microseconds */
     int far;            /* cores without a common cache: what both have read is pushed out in the end (crnn_push_out) */
+    int halves;         /* of a batch in halves: threads for both, who may have to do one after the other (halves.h) */
     int apart;          /* each direction is walked by half of the threads, which share it as follows */
     split_kind forward, backward;
 } thread_plan;
@@ -298,6 +299,17 @@ static thread_plan choose_threads(const run_state *s, size_t input)
     plan.threads *= 2;
     plan.apart = 1;
     plan.far = !s->small && cross > FAR;
+    return plan;
+}
+
+/* Half of a batch, which half of the threads walk, or should there be fewer than planned, all. */
+static thread_plan plan_half(const run_state *s, size_t input, size_t threads)
+{
+    thread_plan plan = plan_for(s, input, threads < 2 ? 1 : threads / 2);
+    plan.halves = (int)threads;
+    if (threads > 2) plan.threads = (int)threads;
+    plan.far = 0;
+    plan.brief = flops_of(s, input) < 1e6;
     return plan;
 }
 

@@ -53,8 +53,9 @@ static void set_lengths(run_state *s)
 /* Inputs that take part in a product; a word is looked up. */
 static size_t read_width(const crnn_stack *stack) { return stack->onehot ? 0 : stack->input; }
 
-/* Everything but the values: sizes, threads, one block of memory. */
-static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep,
+/* Everything but the values: sizes, threads, one block of memory. halves: threads that share this half of a batch and the other
+ * one; 0: it is whole. */
+static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep, size_t halves,
                            run_state **out)
 {
     run_state proto = {.stack = NULL, .shape = shape_of(stack), .B = batch->batch, .steps = batch->steps,
@@ -70,7 +71,7 @@ static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, con
     /* Several steps of a wide layer read W_ih once for all, not once per step: up to a third faster. */
     s->small = few_rows(s->R, s->steps, read_width(stack) + s->H) && (s->steps == 1 || !is_wide(s, s->H));
     s->zero_start = args->h0 == NULL;
-    s->plan = choose_threads(s, read_width(stack));
+    s->plan = halves ? plan_half(s, read_width(stack), halves) : choose_threads(s, read_width(stack));
     s->gates_apart = !s->keep_gates && !s->dense && s->plan.threads > 1 && s->plan.forward == BY_SEQUENCES;
     s->chunk_rows = 262144 / (s->ldg * sizeof(T));
     s->x_late = args->x_view.sequences && !s->small;
@@ -96,18 +97,6 @@ static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, con
     return CRNN_OK;
 }
 
-static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
-                                  crnn_tape **tape)
-{
-    run_state *s;
-    crnn_status status = prepare(stack, batch, args, tape != NULL, &s);
-    if (status != CRNN_OK) return status;
-    run_forward(s, args);
-    if (tape) *tape = &s->head;
-    else crnn_release(s);
-    return CRNN_OK;
-}
-
 /* One step of a few rows again and again: what does not change from step to step is prepared once, and states stay in
  * the run. The weights are read where they are each time; more rows would want them packed, a copy per stepper. */
 static crnn_status kernel_stepper(const crnn_stack *stack, size_t batch, crnn_tape **out)
@@ -115,7 +104,7 @@ static crnn_status kernel_stepper(const crnn_stack *stack, size_t batch, crnn_ta
     if (!few_rows(batch, 1, read_width(stack) + stack->hidden)) return CRNN_UNSUPPORTED;
     int64_t offsets[2] = {0, (int64_t)batch};
     run_state *s;
-    crnn_status status = prepare(stack, &(crnn_batch){batch, 1, offsets}, &(crnn_forward_args){0}, 0, &s);
+    crnn_status status = prepare(stack, &(crnn_batch){batch, 1, offsets}, &(crnn_forward_args){0}, 0, 0, &s);
     if (status != CRNN_OK) return status;
     s->stepping = 1;
     s->zero_start = 0; /* but for the first step */

@@ -228,35 +228,34 @@ static void lay_out_back(arena *a, backward_call *call)
     }
 }
 
-static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *batch, const crnn_tape *tape,
-                                   const crnn_backward_args *args)
+/* What comes before and after backward_work, which needs *block until then. */
+static crnn_status start_backward(const run_state *s, const crnn_stack *stack, const crnn_backward_args *args, backward_call *call,
+                                  char **block)
 {
-    const run_state *s = (const run_state *)tape;
-    (void)batch;
-    int64_t bad[2 * CRNN_MAX_THREADS];
-    backward_call call = {.s = s, .stack = stack, .args = args, .bad = bad};
-    for (int i = 0; i < 2 * CRNN_MAX_THREADS; i++) bad[i] = -1;
-    call.view_ld = even_rows(&args->dy_view, s->B);
-    call.wants_dx = !s->ids && (args->dx || args->dx_view.sequences);
-    call.overlap = args->truncation == CRNN_CHUNK && args->k2 > args->k1;
+    *call = (backward_call){.s = s, .stack = stack, .args = args, .bad = call->bad_rows};
+    for (int i = 0; i < 2 * CRNN_MAX_THREADS; i++) call->bad[i] = -1;
+    call->view_ld = even_rows(&args->dy_view, s->B);
+    call->wants_dx = !s->ids && (args->dx || args->dx_view.sequences);
+    call->overlap = args->truncation == CRNN_CHUNK && args->k2 > args->k1;
     arena measure = {0};
-    lay_out_back(&measure, &call);
-    if (measure.overflow) return CRNN_NOMEM;
-    char *block = crnn_allocate(measure.used);
-    if (!block) return CRNN_NOMEM;
-    arena place = {.base = block};
-    lay_out_back(&place, &call);
+    lay_out_back(&measure, call);
+    *block = measure.overflow ? NULL : crnn_allocate(measure.used);
+    if (!*block) return CRNN_NOMEM;
+    arena place = {.base = *block};
+    lay_out_back(&place, call);
     for (size_t q = 0; q < s->L * s->D; q++) {
-        layer_back *back = call.layers + q;
-        deal_rows_of(&call, q, OF_WEIGHT_IH, (size_t)s->shape.gates, s->H);
-        deal_rows_of(&call, q, OF_WEIGHT_HH, (size_t)s->shape.gates, s->H);
-        deal_rows_of(&call, q, OF_INPUT, 1, s->R);
+        layer_back *back = call->layers + q;
+        deal_rows_of(call, q, OF_WEIGHT_IH, (size_t)s->shape.gates, s->H);
+        deal_rows_of(call, q, OF_WEIGHT_HH, (size_t)s->shape.gates, s->H);
+        deal_rows_of(call, q, OF_INPUT, 1, s->R);
         memset(back->dh0, 0, s->B * s->ldh * sizeof(T));
         if (back->dc0) memset(back->dc0, 0, s->B * s->ldh * sizeof(T));
-        if (call.overlap) memset(back->sum, 0, s->R * s->ldg * sizeof(T));
+        if (call->overlap) memset(back->sum, 0, s->R * s->ldg * sizeof(T));
     }
-    crnn_parallel(s->plan.threads, s->plan.brief, backward_work, &call);
-    if (args->bad) *args->bad = first_bad(bad, 2 * CRNN_MAX_THREADS);
-    crnn_release(block);
     return CRNN_OK;
+}
+
+static void finish_backward(const backward_call *call)
+{
+    if (call->args->bad) *call->args->bad = first_bad(call->bad, 2 * CRNN_MAX_THREADS);
 }
