@@ -35,6 +35,7 @@ CELLS = ((ORACLE,), ("test_gradients.py", "test_layers_numeric.py"))
 KERNELS = ((ORACLE, "test_kernels.py"), ("test_layers_numeric.py", "test_invariants.py"))
 APART = (("test_invariants.py::test_directions_apart_do_not_change_a_bit",),)
 STEPS = (("test_streaming.py",),)
+HALVES = (("test_halves.py",),)
 CHUNKS = (("test_layers_numeric.py::test_inference_agrees_with_training_bit_by_bit",),)
 LOOKED = (("test_layers_numeric.py::test_every_value_is_looked_at",),)
 LATE = (("test_layers_numeric.py::test_inference_reads_the_rows_of_this_call",),)
@@ -104,12 +105,12 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/window.h", " || before != run->before + run->rows", "", KERNELS),
     ("csrc/sequence/window.h", "leaving = j >= b->t0 &&", "leaving = ", KERNELS),
     ("csrc/sequence/window.h", "j + 1 == k", "j + 2 == k", KERNELS),
-    ("csrc/sequence/halves.h", "sum->from + lo, 1, hi - lo", "sum->from + lo, 0, hi - lo", CELLS),
-    ("csrc/sequence/halves.h", ", own[i].accumulate = 0;", ";", CELLS),
-    ("csrc/sequence/halves.h", "own < count ? own : count", "own", CELLS),
-    ("csrc/sequence/halves.h", "(int64_t)half->first + row -", "row -", CELLS),
-    ("csrc/sequence/halves.h", "view.sequences += half->first;", "view.sequences += 0;", CELLS),
-    ("csrc/sequence/halves.h", "job->contexts[rank & 1]", "job->contexts[0]", CELLS),
+    ("csrc/sequence/halves.h", "sum->from + lo, 1, hi - lo", "sum->from + lo, 0, hi - lo", HALVES),
+    ("csrc/sequence/halves.h", ", own[i].accumulate = 0;", ";", HALVES),
+    ("csrc/sequence/halves.h", "own < count ? own : count", "own", HALVES),
+    ("csrc/sequence/halves.h", "(int64_t)half->first + half->bad -", "half->bad -", HALVES),
+    ("csrc/sequence/halves.h", "view.sequences += half->first;", "view.sequences += 0;", HALVES),
+    ("csrc/sequence/halves.h", "job->contexts[rank & 1]", "job->contexts[0]", HALVES),
     (
         "csrc/output/softmax.h",
         "(double)row[target] - (double)top",

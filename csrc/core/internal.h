@@ -30,7 +30,7 @@ typedef struct crnn_kernels {
 struct crnn_tape {
     const crnn_kernels *kernels;
     size_t bytes;
-    struct crnn_tape *other; /* of a batch in halves: the second one's (sequence/halves.h) */
+    struct crnn_tape *other; /* of a batch in halves: the second one's, in the same block (sequence/halves.h) */
 };
 
 /* Threads: `work(context, rank, team)` runs once per rank; ranks may meet at crnn_barrier. */

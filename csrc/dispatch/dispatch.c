@@ -156,14 +156,8 @@ crnn_status crnn_backward(const crnn_stack *stack, const crnn_batch *batch, cons
     return tape->kernels->backward(stack, batch, tape, &whole);
 }
 
-/* The first half's last: the next call's first half then gets it again, on the same core. */
-void crnn_tape_free(crnn_tape *tape)
-{
-    if (tape) crnn_release(tape->other);
-    crnn_release(tape);
-}
-
-size_t crnn_tape_bytes(const crnn_tape *tape) { return tape ? tape->bytes + crnn_tape_bytes(tape->other) : 0; }
+void crnn_tape_free(crnn_tape *tape) { crnn_release(tape); }
+size_t crnn_tape_bytes(const crnn_tape *tape) { return tape ? tape->bytes : 0; }
 
 /* A stepper is a run of the kernels that made it, as a tape is. */
 static crnn_tape *run_of(crnn_stepper *stepper) { return (crnn_tape *)(void *)stepper; }

@@ -31,22 +31,34 @@ typedef struct {
     size_t first; /* of the whole batch's sequences */
     crnn_batch batch;
     const crnn_batch *whole;
-    T *states[4], *rows_in, *rows_out; /* rows: packed ones that the caller has or wants, or null */
+    T *states[4];
+    void **in, **out;      /* where sequences begin in packed rows, if they are equally long; */
+    T *rows_in, *rows_out; /* otherwise their copies; null where the caller has or wants none */
     int64_t bad;
 } half_batch;
 
-/* in, out: widths of packed rows, or 0. */
+static int equally_long(const crnn_batch *batch) { return (size_t)batch->offsets[batch->steps] == batch->batch * batch->steps; }
+
+/* What the caller has and wants: widths of packed rows, or 0, and states, or null. */
+typedef struct {
+    size_t in, out;
+    const void *states[4];
+} half_needs;
+
 static void lay_out_half(arena *a, half_batch *half, const crnn_stack *stack, const crnn_batch *whole, size_t first, size_t count,
-                         size_t in, size_t out)
+                         const half_needs *needs)
 {
     int64_t *offsets = TAKE(a, int64_t, whole->steps + 1);
     const size_t rows = (size_t)whole->offsets[whole->steps];
+    const int even = equally_long(whole);
     half->first = first;
     half->whole = whole;
     half->bad = -1;
-    for (int i = 0; i < 4; i++) half->states[i] = TAKE(a, T, stack->layers * count * stack->hidden);
-    half->rows_in = in ? TAKE(a, T, rows * in) : NULL;
-    half->rows_out = out ? TAKE(a, T, rows * out) : NULL;
+    for (int i = 0; i < 4; i++) half->states[i] = needs->states[i] ? TAKE(a, T, stack->layers * count * stack->hidden) : NULL;
+    half->in = needs->in && even ? TAKE(a, void *, count) : NULL;
+    half->out = needs->out && even ? TAKE(a, void *, count) : NULL;
+    half->rows_in = needs->in && !even ? TAKE(a, T, rows * needs->in) : NULL;
+    half->rows_out = needs->out && !even ? TAKE(a, T, rows * needs->out) : NULL;
     if (!a->base) return;
     half->batch = (crnn_batch){count, 0, offsets};
     offsets[0] = 0;
@@ -58,62 +70,67 @@ static void lay_out_half(arena *a, half_batch *half, const crnn_stack *stack, co
     }
 }
 
-static void lay_out_both(arena *a, half_batch *half, const crnn_stack *stack, const crnn_batch *batch, size_t middle, size_t in,
-                         size_t out)
+static void lay_out_both(arena *a, half_batch *half, const crnn_stack *stack, const crnn_batch *batch, size_t middle,
+                         const half_needs *needs)
 {
-    lay_out_half(a, half, stack, batch, 0, middle, in, out);
-    lay_out_half(a, half + 1, stack, batch, middle, batch->batch - middle, in, out);
+    lay_out_half(a, half, stack, batch, 0, middle, needs);
+    lay_out_half(a, half + 1, stack, batch, middle, batch->batch - middle, needs);
 }
 
-/* Between (state_rows, B, width) of the whole and of a half: its own array, or null where the caller has none. */
-static T *states_of_half(const half_batch *half, int which, const void *from, size_t state_rows, size_t width)
+/* (L, B, H) of the whole, as a half has it. */
+static const T *states_of_half(const half_batch *half, int which, const void *from, const crnn_stack *stack)
 {
-    const size_t n = half->batch.batch * width;
-    for (size_t q = 0; from && q < state_rows; q++)
-        memcpy(half->states[which] + q * n, (const T *)from + (q * half->whole->batch + half->first) * width, n * sizeof(T));
-    return from ? half->states[which] : NULL;
+    const size_t width = stack->hidden, n = half->batch.batch * width;
+    for (size_t l = 0; from && l < stack->layers; l++)
+        memcpy(half->states[which] + l * n, (const T *)from + (l * half->whole->batch + half->first) * width, n * sizeof(T));
+    return half->states[which];
 }
 
-static void give_states(const half_batch *half, int which, void *to, size_t state_rows, size_t width)
+static void give_states(const half_batch *half, int which, void *to, const crnn_stack *stack)
 {
-    const size_t n = half->batch.batch * width;
-    for (size_t q = 0; to && q < state_rows; q++)
-        memcpy((T *)to + (q * half->whole->batch + half->first) * width, half->states[which] + q * n, n * sizeof(T));
+    const size_t width = stack->hidden, n = half->batch.batch * width;
+    for (size_t l = 0; to && l < stack->layers; l++)
+        memcpy((T *)to + (l * half->whole->batch + half->first) * width, half->states[which] + l * n, n * sizeof(T));
+}
+
+/* Sequences of the whole that are the half's: the caller's, or steps of packed rows, in `starts`. */
+static crnn_view view_of_half(const half_batch *half, crnn_view view, const void *packed, size_t width, void **starts)
+{
+    if (view.sequences) view.sequences += half->first;
+    if (view.sequences || !starts) return view;
+    for (size_t i = 0; i < half->batch.batch; i++) starts[i] = (T *)packed + (half->first + i) * width;
+    return (crnn_view){starts, (ptrdiff_t)(half->whole->batch * width * sizeof(T))};
 }
 
 /* Packed rows of the whole, as a half has them. */
-static T *rows_of_half(const half_batch *half, const T *whole, size_t width)
+static const T *rows_of_half(const half_batch *half, const T *whole, size_t width)
 {
-    T *own = half->rows_in;
-    for (size_t t = 0; own && t < half->batch.steps; t++) {
+    for (size_t t = 0; half->rows_in && t < half->batch.steps; t++) {
         const size_t at = (size_t)half->batch.offsets[t], n = (size_t)half->batch.offsets[t + 1] - at;
-        memcpy(own + at * width, whole + ((size_t)half->whole->offsets[t] + half->first) * width, n * width * sizeof(T));
+        memcpy(half->rows_in + at * width, whole + ((size_t)half->whole->offsets[t] + half->first) * width, n * width * sizeof(T));
     }
-    return own;
+    return half->rows_in;
 }
 
 static void give_rows(const half_batch *half, T *whole, size_t width)
 {
-    const T *own = half->rows_out;
-    for (size_t t = 0; own && t < half->batch.steps; t++) {
+    for (size_t t = 0; half->rows_out && t < half->batch.steps; t++) {
         const size_t at = (size_t)half->batch.offsets[t], n = (size_t)half->batch.offsets[t + 1] - at;
-        memcpy(whole + ((size_t)half->whole->offsets[t] + half->first) * width, own + at * width, n * width * sizeof(T));
+        memcpy(whole + ((size_t)half->whole->offsets[t] + half->first) * width, half->rows_out + at * width, n * width * sizeof(T));
     }
 }
 
-/* The packed row of the whole that is `row` of a half, -1 for -1. */
-static int64_t row_of_whole(const half_batch *half, int64_t row)
+/* The first row of the whole that is not finite, or -1, where the caller's sequences were looked at. */
+static void tell_bad(int64_t *bad, const half_batch *half, const crnn_view *looked_at)
 {
-    size_t t = 0;
-    if (row < 0) return row;
-    while (half->batch.offsets[t + 1] <= row) t++;
-    return half->whole->offsets[t] + (int64_t)half->first + row - half->batch.offsets[t];
-}
-
-static crnn_view view_of_half(const half_batch *half, crnn_view view)
-{
-    if (view.sequences) view.sequences += half->first;
-    return view;
+    int64_t rows[2] = {-1, -1};
+    for (int i = 0; i < 2 && looked_at->sequences; i++, half++) {
+        size_t t = 0;
+        if (half->bad < 0) continue;
+        while (half->batch.offsets[t + 1] <= half->bad) t++;
+        rows[i] = half->whole->offsets[t] + (int64_t)half->first + half->bad - half->batch.offsets[t];
+    }
+    if (bad) *bad = first_bad(rows, 2);
 }
 
 /* What is added up when both are done: elements of the second half's gradients onto the first one's. */
@@ -160,59 +177,67 @@ static size_t threads_of_halves(const crnn_stack *stack, const crnn_batch *batch
     const run_state s = {.shape = shape_of(stack), .R = (size_t)batch->offsets[batch->steps], .H = stack->hidden, .L = stack->layers};
     const size_t most = (size_t)crnn_get_threads() & ~(size_t)1;
     const double flops = flops_of(&s, stack->input);
-    if (most < 2 || flops < 1e5) return 1;
-    return flops < fmax(2e5, 2e12 * crnn_handover((int)most)) ? 1 : most;
+    if (most < 2 || flops < 2e5) return 1;
+    return flops < fmax(2e5, 5e11 * crnn_handover((int)most)) ? 1 : most;
 }
+
+/* From one half's memory to the other's: beyond what the hardware fetches ahead. */
+#define HALVES_APART ((size_t)4096)
+static size_t apart(size_t bytes) { return bytes && bytes < SIZE_MAX - 2 * HALVES_APART ? round_up(bytes + HALVES_APART, CRNN_LINE) : 0; }
 
 static crnn_status forward_halves(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, size_t middle,
                                   size_t threads, crnn_tape **tape)
 {
-    const size_t L = stack->layers, H = stack->hidden;
+    const T *x = args->x_view.sequences ? NULL : args->x;
+    T *y = args->y_view.sequences ? NULL : args->y;
+    const half_needs needs = {x ? stack->input : 0, y ? stack->hidden : 0, {args->h0, args->c0, args->h_n, args->c_n}};
     half_batch half[2];
     forward_call calls[2];
-    run_state *run[2] = {NULL, NULL};
+    crnn_forward_args own[2];
+    run_state plans[2];
+    size_t bytes[2];
     arena measure = {0};
-    const size_t in = args->x ? stack->input : 0, out = args->y ? H : 0;
-    lay_out_both(&measure, half, stack, batch, middle, in, out);
-    char *block = measure.overflow ? NULL : crnn_allocate(measure.used);
-    crnn_status status = block ? CRNN_OK : CRNN_NOMEM;
-    arena place = {.base = block};
-    if (block) lay_out_both(&place, half, stack, batch, middle, in, out);
-    for (int i = 0; i < 2 && status == CRNN_OK; i++) {
-        crnn_forward_args own = *args;
-        own.x = rows_of_half(half + i, args->x, stack->input);
-        own.y = half[i].rows_out;
-        own.x_view = view_of_half(half + i, args->x_view);
-        own.y_view = view_of_half(half + i, args->y_view);
-        own.bad = &half[i].bad;
-        own.h0 = states_of_half(half + i, 0, args->h0, L, H);
-        own.c0 = states_of_half(half + i, 1, args->c0, L, H);
-        own.h_n = args->h_n ? half[i].states[2] : NULL;
-        own.c_n = args->c_n ? half[i].states[3] : NULL;
-        status = prepare(stack, &half[i].batch, &own, tape != NULL, threads, run + i);
-        if (status == CRNN_OK) start_forward(run[i], &own, calls + i);
+    lay_out_both(&measure, half, stack, batch, middle, &needs);
+    char *room = measure.overflow ? NULL : crnn_allocate(measure.used), *block = NULL;
+    if (!room) return CRNN_NOMEM;
+    arena place = {.base = room};
+    lay_out_both(&place, half, stack, batch, middle, &needs);
+    for (int i = 0; i < 2; i++) {
+        own[i] = *args;
+        own[i].x_view = view_of_half(half + i, args->x_view, x, stack->input, half[i].in);
+        own[i].y_view = view_of_half(half + i, args->y_view, y, stack->hidden, half[i].out);
+        own[i].x = rows_of_half(half + i, x, stack->input);
+        own[i].y = half[i].rows_out;
+        own[i].bad = &half[i].bad;
+        own[i].h0 = states_of_half(half + i, 0, args->h0, stack);
+        own[i].c0 = states_of_half(half + i, 1, args->c0, stack);
+        own[i].h_n = half[i].states[2];
+        own[i].c_n = half[i].states[3];
+        bytes[i] = apart(plan_run(plans + i, stack, &half[i].batch, own + i, tape != NULL, threads));
     }
-    if (status == CRNN_OK) {
-        const halves_job job = {.work = forward_work, .contexts = {calls, calls + 1}, .threads = (int)threads};
-        crnn_parallel((int)threads, run[0]->plan.brief, halves_work, (void *)&job);
-        for (int i = 0; i < 2; i++) {
-            finish_forward(calls + i);
-            give_rows(half + i, args->y, H);
-            give_states(half + i, 2, args->h_n, L, H);
-            give_states(half + i, 3, args->c_n, L, H);
-        }
-        const int64_t bad[2] = {row_of_whole(half, half[0].bad), row_of_whole(half + 1, half[1].bad)};
-        if (args->bad) *args->bad = first_bad(bad, 2);
+    if (bytes[0] && bytes[1] && bytes[0] + bytes[1] > bytes[0]) block = crnn_allocate(bytes[0] + bytes[1]);
+    if (!block) {
+        crnn_release(room);
+        return CRNN_NOMEM;
     }
-    if (status == CRNN_OK && tape) {
-        run[0]->head.other = &run[1]->head;
-        *tape = &run[0]->head;
-    } else {
-        crnn_release(run[1]);
-        crnn_release(run[0]);
+    run_state *first = place_run(plans, bytes[0] + bytes[1], block, stack, own);
+    run_state *second = place_run(plans + 1, bytes[1], block + bytes[0], stack, own + 1);
+    first->head.other = &second->head;
+    start_forward(first, own, calls);
+    start_forward(second, own + 1, calls + 1);
+    const halves_job job = {.work = forward_work, .contexts = {calls, calls + 1}, .threads = (int)threads};
+    crnn_parallel((int)threads, first->plan.brief, halves_work, (void *)&job);
+    for (int i = 0; i < 2; i++) {
+        finish_forward(calls + i);
+        give_rows(half + i, y, stack->hidden);
+        give_states(half + i, 2, args->h_n, stack);
+        give_states(half + i, 3, args->c_n, stack);
     }
-    crnn_release(block);
-    return status;
+    tell_bad(args->bad, half, &args->x_view);
+    if (tape) *tape = &first->head;
+    else crnn_release(block);
+    crnn_release(room);
+    return CRNN_OK;
 }
 
 /* Everything of a backward call in halves, in one block. */
@@ -232,72 +257,76 @@ static void *half_gradient(arena *a, halves_back *back, void *wanted, size_t cou
     return own;
 }
 
-static void lay_out_halves(arena *a, halves_back *back, const crnn_stack *stack, const crnn_batch *batch,
-                           const crnn_backward_args *args, size_t middle)
+static void lay_out_halves(arena *a, halves_back *back, const crnn_stack *stack, const crnn_batch *batch, const crnn_weights *wanted,
+                           size_t middle, const half_needs *needs)
 {
     const size_t L = stack->layers, H = stack->hidden, GH = (size_t)shape_of(stack).gates * H;
+    lay_out_both(a, back->half, stack, batch, middle, needs);
     back->sums = TAKE(a, half_sum, 4 * L);
     back->sum_count = 0;
     crnn_weights *grads = TAKE(a, crnn_weights, L);
-    back->grads = args->grads ? grads : NULL;
-    lay_out_both(a, back->half, stack, batch, middle, args->dy ? H : 0, args->dx ? stack->input : 0);
-    for (size_t l = 0; args->grads && l < L; l++) {
-        const crnn_weights *wanted = args->grads + l;
-        const crnn_weights own = {.weight_ih = half_gradient(a, back, wanted->weight_ih, GH * (l ? H : stack->input)),
-                                  .weight_hh = half_gradient(a, back, wanted->weight_hh, GH * H),
-                                  .bias_ih = half_gradient(a, back, wanted->bias_ih, GH),
-                                  .bias_hh = half_gradient(a, back, wanted->bias_hh, GH)};
+    back->grads = wanted ? grads : NULL;
+    for (size_t l = 0; wanted && l < L; l++) {
+        const crnn_weights own = {.weight_ih = half_gradient(a, back, wanted[l].weight_ih, GH * (l ? H : stack->input)),
+                                  .weight_hh = half_gradient(a, back, wanted[l].weight_hh, GH * H),
+                                  .bias_ih = half_gradient(a, back, wanted[l].bias_ih, GH),
+                                  .bias_hh = half_gradient(a, back, wanted[l].bias_hh, GH)};
         if (a->base) grads[l] = own;
     }
+    take(a, HALVES_APART, 1);
 }
 
 static crnn_status backward_halves(const crnn_stack *stack, const crnn_batch *batch, const run_state *first, const run_state *second,
                                    const crnn_backward_args *args)
 {
-    const size_t L = stack->layers, H = stack->hidden, middle = first->B;
+    const T *dy = args->dy_view.sequences ? NULL : args->dy;
+    T *dx = args->dx_view.sequences ? NULL : args->dx;
+    const half_needs needs = {dy ? stack->hidden : 0, dx ? stack->input : 0, {args->dh_n, args->dc_n, args->dh0, args->dc0}};
     const run_state *run[2] = {first, second};
     halves_back back;
     crnn_backward_args own[2];
     backward_call calls[2];
-    char *blocks[2] = {NULL, NULL};
+    size_t bytes[2];
     arena measure = {0};
-    lay_out_halves(&measure, &back, stack, batch, args, middle);
-    char *block = measure.overflow ? NULL : crnn_allocate(measure.used);
-    crnn_status status = block ? CRNN_OK : CRNN_NOMEM;
-    arena place = {.base = block};
-    if (block) lay_out_halves(&place, &back, stack, batch, args, middle);
-    for (int i = 0; i < 2 && status == CRNN_OK; i++) {
+    lay_out_halves(&measure, &back, stack, batch, args->grads, first->B, &needs);
+    char *room = measure.overflow ? NULL : crnn_allocate(measure.used), *block = NULL;
+    if (!room) return CRNN_NOMEM;
+    arena place = {.base = room};
+    lay_out_halves(&place, &back, stack, batch, args->grads, first->B, &needs);
+    for (int i = 0; i < 2; i++) {
         half_batch *half = back.half + i;
         own[i] = *args;
-        own[i].dy_view = view_of_half(half, args->dy_view);
-        own[i].dx_view = view_of_half(half, args->dx_view);
-        own[i].bad = &half->bad;
-        own[i].dh_n = states_of_half(half, 0, args->dh_n, L, H);
-        own[i].dc_n = states_of_half(half, 1, args->dc_n, L, H);
-        own[i].dh0 = args->dh0 ? half->states[2] : NULL;
-        own[i].dc0 = args->dc0 ? half->states[3] : NULL;
-        own[i].dy = rows_of_half(half, args->dy, H);
+        own[i].dy_view = view_of_half(half, args->dy_view, dy, stack->hidden, half->in);
+        own[i].dx_view = view_of_half(half, args->dx_view, dx, stack->input, half->out);
+        own[i].dy = rows_of_half(half, dy, stack->hidden);
         own[i].dx = half->rows_out;
+        own[i].bad = &half->bad;
+        own[i].dh_n = states_of_half(half, 0, args->dh_n, stack);
+        own[i].dc_n = states_of_half(half, 1, args->dc_n, stack);
+        own[i].dh0 = half->states[2];
+        own[i].dc0 = half->states[3];
         if (i) own[i].grads = back.grads, own[i].accumulate = 0;
-        status = start_backward(run[i], stack, own + i, calls + i, blocks + i);
+        bytes[i] = apart(plan_backward(run[i], stack, own + i, calls + i));
     }
-    if (status == CRNN_OK) {
-        const int threads = run[0]->plan.halves;
-        const halves_job job = {backward_work, {calls, calls + 1}, threads, back.sums, back.sum_count};
-        crnn_parallel(threads, run[0]->plan.brief, halves_work, (void *)&job);
-        for (int i = 0; i < 2; i++) {
-            finish_backward(calls + i);
-            give_states(back.half + i, 2, args->dh0, L, H);
-            give_states(back.half + i, 3, args->dc0, L, H);
-            give_rows(back.half + i, args->dx, stack->input);
-        }
-        const int64_t bad[2] = {row_of_whole(back.half, back.half[0].bad), row_of_whole(back.half + 1, back.half[1].bad)};
-        if (args->bad) *args->bad = first_bad(bad, 2);
+    if (bytes[0] && bytes[1] && bytes[0] + bytes[1] > bytes[0]) block = crnn_allocate(bytes[0] + bytes[1]);
+    if (!block) {
+        crnn_release(room);
+        return CRNN_NOMEM;
     }
-    crnn_release(blocks[1]);
-    crnn_release(blocks[0]);
+    place_backward(calls, block);
+    place_backward(calls + 1, block + bytes[0]);
+    const halves_job job = {backward_work, {calls, calls + 1}, first->plan.halves, back.sums, back.sum_count};
+    crnn_parallel(job.threads, first->plan.brief, halves_work, (void *)&job);
+    for (int i = 0; i < 2; i++) {
+        finish_backward(calls + i);
+        give_rows(back.half + i, dx, stack->input);
+        give_states(back.half + i, 2, args->dh0, stack);
+        give_states(back.half + i, 3, args->dc0, stack);
+    }
+    tell_bad(args->bad, back.half, &args->dy_view);
     crnn_release(block);
-    return status;
+    crnn_release(room);
+    return CRNN_OK;
 }
 
 static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
@@ -305,10 +334,10 @@ static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *bat
 {
     const size_t middle = first_half(stack, batch, args), threads = middle ? threads_of_halves(stack, batch) : 1;
     /* Results of inference are the same either way. */
-    if (middle && (tape || (threads > 1 && args->x_view.sequences && !args->y))) return forward_halves(stack, batch, args, middle, threads, tape);
+    if (middle && (tape || threads > 1)) return forward_halves(stack, batch, args, middle, threads, tape);
     run_state *s;
     forward_call call;
-    crnn_status status = prepare(stack, batch, args, tape != NULL, 0, &s);
+    crnn_status status = prepare(stack, batch, args, tape != NULL, &s);
     if (status != CRNN_OK) return status;
     start_forward(s, args, &call);
     crnn_parallel(s->plan.threads, s->plan.brief, forward_work, &call);
@@ -324,9 +353,10 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
     const run_state *s = (const run_state *)tape;
     if (tape->other) return backward_halves(stack, batch, s, (const run_state *)tape->other, args);
     backward_call call;
-    char *block;
-    crnn_status status = start_backward(s, stack, args, &call, &block);
-    if (status != CRNN_OK) return status;
+    const size_t bytes = plan_backward(s, stack, args, &call);
+    char *block = bytes ? crnn_allocate(bytes) : NULL;
+    if (!block) return CRNN_NOMEM;
+    place_backward(&call, block);
     crnn_parallel(s->plan.threads, s->plan.brief, backward_work, &call);
     finish_backward(&call);
     crnn_release(block);

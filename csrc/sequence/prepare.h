@@ -53,15 +53,14 @@ static void set_lengths(run_state *s)
 /* Inputs that take part in a product; a word is looked up. */
 static size_t read_width(const crnn_stack *stack) { return stack->onehot ? 0 : stack->input; }
 
-/* Everything but the values: sizes, threads, one block of memory. halves: threads that share this half of a batch and the other
- * one; 0: it is whole. */
-static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep, size_t halves,
-                           run_state **out)
+/* Everything but the values and the memory: sizes and threads. halves: threads that share this half of a batch and the other one; 0: it
+ * is whole. Bytes that the run needs, 0: too many. */
+static size_t plan_run(run_state *s, const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep,
+                       size_t halves)
 {
-    run_state proto = {.stack = NULL, .shape = shape_of(stack), .B = batch->batch, .steps = batch->steps,
-                       .R = (size_t)batch->offsets[batch->steps], .H = stack->hidden, .L = stack->layers,
-                       .D = stack->directions, .offsets = batch->offsets, .keep = keep};
-    run_state *s = &proto;
+    *s = (run_state){.stack = NULL, .shape = shape_of(stack), .B = batch->batch, .steps = batch->steps,
+                     .R = (size_t)batch->offsets[batch->steps], .H = stack->hidden, .L = stack->layers,
+                     .D = stack->directions, .offsets = batch->offsets, .keep = keep};
     s->Hp = round_up(s->H, VW);
     s->UV = s->Hp / VW;
     s->ldg = leading((size_t)s->shape.slots * s->Hp);
@@ -83,17 +82,28 @@ static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, con
     arena measure = {0};
     lay_out(&measure, s, stack, args);
     size_t total = measure.used + round_up(sizeof(run_state), CRNN_LINE);
-    if (measure.overflow || total < measure.used) return CRNN_NOMEM;
-    char *block = crnn_allocate(total);
-    if (!block) return CRNN_NOMEM;
-    s = (run_state *)(void *)block;
-    *s = proto;
+    return measure.overflow || total < measure.used ? 0 : total;
+}
+
+static run_state *place_run(const run_state *plan, size_t bytes, char *block, const crnn_stack *stack, const crnn_forward_args *args)
+{
+    run_state *s = (run_state *)(void *)block;
+    *s = *plan;
     arena place = {.base = block + round_up(sizeof(run_state), CRNN_LINE)};
     lay_out(&place, s, stack, args);
     s->head.kernels = &THIS_KERNELS;
-    s->head.bytes = total;
+    s->head.bytes = bytes;
     set_lengths(s);
-    *out = s;
+    return s;
+}
+
+static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep, run_state **out)
+{
+    run_state plan;
+    const size_t bytes = plan_run(&plan, stack, batch, args, keep, 0);
+    char *block = bytes ? crnn_allocate(bytes) : NULL;
+    if (!block) return CRNN_NOMEM;
+    *out = place_run(&plan, bytes, block, stack, args);
     return CRNN_OK;
 }
 
@@ -104,7 +114,7 @@ static crnn_status kernel_stepper(const crnn_stack *stack, size_t batch, crnn_ta
     if (!few_rows(batch, 1, read_width(stack) + stack->hidden)) return CRNN_UNSUPPORTED;
     int64_t offsets[2] = {0, (int64_t)batch};
     run_state *s;
-    crnn_status status = prepare(stack, &(crnn_batch){batch, 1, offsets}, &(crnn_forward_args){0}, 0, 0, &s);
+    crnn_status status = prepare(stack, &(crnn_batch){batch, 1, offsets}, &(crnn_forward_args){0}, 0, &s);
     if (status != CRNN_OK) return status;
     s->stepping = 1;
     s->zero_start = 0; /* but for the first step */

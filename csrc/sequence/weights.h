@@ -228,9 +228,8 @@ static void lay_out_back(arena *a, backward_call *call)
     }
 }
 
-/* What comes before and after backward_work, which needs *block until then. */
-static crnn_status start_backward(const run_state *s, const crnn_stack *stack, const crnn_backward_args *args, backward_call *call,
-                                  char **block)
+/* What comes before and after backward_work: bytes that it needs (0: too many), which of them is what, and what came out. */
+static size_t plan_backward(const run_state *s, const crnn_stack *stack, const crnn_backward_args *args, backward_call *call)
 {
     *call = (backward_call){.s = s, .stack = stack, .args = args, .bad = call->bad_rows};
     for (int i = 0; i < 2 * CRNN_MAX_THREADS; i++) call->bad[i] = -1;
@@ -239,9 +238,13 @@ static crnn_status start_backward(const run_state *s, const crnn_stack *stack, c
     call->overlap = args->truncation == CRNN_CHUNK && args->k2 > args->k1;
     arena measure = {0};
     lay_out_back(&measure, call);
-    *block = measure.overflow ? NULL : crnn_allocate(measure.used);
-    if (!*block) return CRNN_NOMEM;
-    arena place = {.base = *block};
+    return measure.overflow ? 0 : measure.used;
+}
+
+static void place_backward(backward_call *call, char *block)
+{
+    const run_state *s = call->s;
+    arena place = {.base = block};
     lay_out_back(&place, call);
     for (size_t q = 0; q < s->L * s->D; q++) {
         layer_back *back = call->layers + q;
@@ -252,7 +255,6 @@ static crnn_status start_backward(const run_state *s, const crnn_stack *stack, c
         if (back->dc0) memset(back->dc0, 0, s->B * s->ldh * sizeof(T));
         if (call->overlap) memset(back->sum, 0, s->R * s->ldg * sizeof(T));
     }
-    return CRNN_OK;
 }
 
 static void finish_backward(const backward_call *call)
