@@ -6,6 +6,7 @@ The interface is described in docs/internals.md; the C side in csrc/include/crnn
 values (ids in range, finite numbers); this module checks what C would crash on: dtypes, layouts and sizes.
 """
 cimport numpy as cnp
+from cpython.dict cimport PyDict_SetItem
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -14,6 +15,7 @@ cnp.import_array()
 
 include "kernels/declarations.pxi"
 include "kernels/checks.pxi"
+include "kernels/memory.pxi"
 include "kernels/stack.pxi"
 include "kernels/stepper.pxi"
 include "kernels/rows.pxi"

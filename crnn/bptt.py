@@ -110,7 +110,7 @@ class Chunk:
 
 Truncation = Full | Window | Chunk
 
-_FULL = Full()
+FULL = Full()
 
 
 def resolve(truncation: Truncation | None) -> Truncation:
@@ -122,7 +122,7 @@ def resolve(truncation: Truncation | None) -> Truncation:
         If `truncation` is not one of the schemes of this module.
     """
     if truncation is None:
-        return _FULL
+        return FULL
     if not isinstance(truncation, (Full, Window, Chunk)):
         raise TypeError(
             "truncation must be None, crnn.bptt.Full(), crnn.bptt.Window(k) or crnn.bptt.Chunk(k1, k2), "

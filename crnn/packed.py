@@ -193,18 +193,32 @@ class Batch:
         TypeError, ValueError
             Where `value` is not what this form wants, or rows hold values that are not finite.
         """
-        checked = self._check_shape(value, width, dtype, name)
+        if self.form == "list":
+            arrays = self._read_list(value, width, dtype, name)
+            return _side_by_side(arrays) if self.geometry.rows else np.empty((0, width), dtype)
+        rows = self._placed(value, width, dtype)
+        if rows is not None:
+            return rows
+        array = as_real(value, dtype, name)
+        wanted = (self.steps, width) if self.form == "single" else (self.geometry.batch_size, self.steps, width)
+        if array.shape != wanted:
+            raise ValueError(f"{name} must have {self.shape(width)}, got {array.shape}")
         if not self.geometry.rows:
             return np.empty((0, width), dtype)
-        if isinstance(checked, list):
-            return _side_by_side(checked)
-        rows = self._in_place(checked)
+        rows = self._placed(array, width, dtype)
         if rows is None:
-            return _side_by_side(checked[None] if self.form == "single" else checked)
-        if not is_finite(rows):
-            row, column = np.argwhere(~np.isfinite(rows))[0].tolist()
-            self._refuse_value(rows[row, column], row, column, name)
+            array = array.copy(order="C")
+            rows = self._placed(array, width, dtype)
+        if rows is None:
+            values = array.reshape(-1, width)
+            row, column = np.argwhere(~np.isfinite(values[: self.geometry.rows]))[0].tolist()
+            self._refuse_value(values[row, column], row, column, name)
         return rows
+
+    def _placed(self, value: Any, width: int, dtype: np.dtype[Any]) -> np.ndarray | None:
+        geometry = self.geometry
+        axes = 2 if self.form == "single" else 3
+        return _kernels.placed(value, dtype, axes, geometry.batch_size, self.steps, geometry.rows, width)
 
     def refuse(self, sequences: Any, row: int, name: str) -> NoReturn:
         """Raise ValueError for a packed row that is not finite, naming the place where the caller finds the value."""
@@ -214,33 +228,6 @@ class Batch:
 
     def _refuse_value(self, value: Any, row: int, column: int, name: str) -> NoReturn:
         raise ValueError(f"{name} must be finite, got {value} at {name}{self.place(row, column)}")
-
-    def _check_shape(
-        self, value: Any, width: int, dtype: np.dtype[Any], name: str
-    ) -> np.ndarray | list[np.ndarray]:
-        if self.form == "list":
-            return self._read_list(value, width, dtype, name)
-        array = as_real(value, dtype, name)
-        wanted = (self.steps, width) if self.form == "single" else (self.geometry.batch_size, self.steps, width)
-        if array.shape != wanted:
-            raise ValueError(f"{name} must have {self.shape(width)}, got {array.shape}")
-        return array
-
-    def _in_place(self, array: np.ndarray) -> np.ndarray | None:
-        """The packed rows as they lie in the caller's memory: one sequence, or several in time-major memory."""
-        geometry = self.geometry
-        if self.form == "single":
-            array = array if geometry.rows == self.steps else array[: geometry.rows]
-        elif geometry.batch_size == 1:
-            array = array[0, : geometry.rows]
-        elif geometry.rows == geometry.batch_size * self.steps:
-            array = array.transpose(1, 0, 2)
-        else:
-            return None
-        flags = array.flags
-        if not (flags.c_contiguous and flags.aligned):
-            return None
-        return array if array.ndim == 2 else array.reshape(geometry.rows, array.shape[2])
 
     def _read_list(self, value: Any, width: int, dtype: np.dtype[Any], name: str) -> list[np.ndarray]:
         if not isinstance(value, (list, tuple)):
@@ -276,10 +263,10 @@ class Batch:
             parts = [joined[end - length : end] for end, length in zip(ends, geometry.lengths.tolist())]
             return parts, parts
         if geometry.rows == geometry.batch_size * self.steps:
-            rows = _kernels.empty((geometry.rows, width), dtype)
             if self.form == "single":
+                rows = _kernels.empty((geometry.rows, width), dtype)
                 return rows, rows
-            return rows, rows.reshape(self.steps, geometry.batch_size, width).transpose(1, 0, 2)
+            return _kernels.time_major(self.steps, geometry.batch_size, width, dtype)
         padded = _kernels.padded(geometry.lengths, self.steps, width, dtype)
         return padded, padded[0] if self.form == "single" else padded
 
@@ -291,11 +278,8 @@ class Batch:
         return f"[{step}, {column}]" if self.form == "single" else f"[{sequence}, {step}, {column}]"
 
 
-def _side_by_side(sequences: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+def _side_by_side(sequences: list[np.ndarray]) -> list[np.ndarray]:
     """The same values, if need be copied, so that those of a step are neighbours and steps equally far apart."""
-    if isinstance(sequences, np.ndarray):
-        item = sequences.itemsize
-        return sequences if sequences.shape[-1] == 1 or sequences.strides[-1] == item else sequences.copy(order="C")
     steps = {array.strides[0] for array in sequences if len(array) > 1}
     if len(steps) <= 1 and all(a.strides[1] == a.itemsize for a in sequences if a.size and a.shape[1] > 1):
         return sequences
@@ -345,7 +329,7 @@ def read_form(x: Any, lengths: Any = None) -> Batch:
         if lengths is not None:
             raise ValueError("lengths belongs to a padded array; a list of arrays has its lengths already")
         return Batch(Packed(np.array([_list_length(item, i) for i, item in enumerate(x)], np.int64)), "list", 0)
-    shape = np.shape(x)
+    shape = x.shape if type(x) is np.ndarray else np.shape(x)
     if len(shape) == 2:
         if lengths is None:
             return _single(shape[0])

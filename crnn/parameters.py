@@ -73,30 +73,35 @@ def _padded(columns: int, itemsize: int) -> int:
 
 
 class _Slots(dict[str, _Slot]):
-    """Where every tensor stands, and the gaps behind those that do not fill their last line, in elements."""
+    """Where every tensor stands, and how the kernels make views of a buffer from it."""
 
-    __slots__ = ("gaps",)
+    __slots__ = ("views",)
 
-    gaps: list[slice]
+    views: _kernels.Views
 
 
-def _layout(specs: Iterable[Spec], itemsize: int) -> tuple[_Slots, int]:
+def _layout(specs: Iterable[Spec], dtype: np.dtype[Any]) -> tuple[_Slots, int]:
     """Where every tensor stands, and the length of the buffer, in elements."""
-    slots = _Slots()
-    slots.gaps = []
+    slots, item = _Slots(), dtype.itemsize
+    gaps: list[tuple[int, int, int, int]] = []
     offset = 0
     for spec in specs:
         if spec.name in slots:
             raise ValueError(f"two tensors have the same name {spec.name!r}")
         stored = spec.shape[::-1] if spec.transposed else spec.shape
-        rows = (*stored[:-1], _padded(stored[-1], itemsize)) if spec.transposed else stored
-        strides = tuple(math.prod(rows[i + 1 :]) * itemsize for i in range(len(rows)))
+        rows = (*stored[:-1], _padded(stored[-1], item)) if spec.transposed else stored
+        strides = tuple(math.prod(rows[i + 1 :]) * item for i in range(len(rows)))
         slots[spec.name] = _Slot(spec, offset, stored, strides, strides[::-1] if spec.transposed else strides)
-        end = offset + math.prod(rows) * itemsize
+        if spec.transposed and rows != stored:
+            gaps.append((offset + stored[1] * item, (rows[1] - stored[1]) * item, strides[0], stored[0]))
+        end = offset + math.prod(rows) * item
         offset = -(-end // _LINE) * _LINE
         if end < offset:
-            slots.gaps.append(slice(end // itemsize, offset // itemsize))
-    return slots, offset // itemsize
+            gaps.append((end, offset - end, 0, 1))
+    gaps.append((offset, _GUARD, 0, 1))
+    tensors = [(name, slot.offset, slot.spec.shape, slot.strides) for name, slot in slots.items()]
+    slots.views = _kernels.Views(dtype, offset // item, _GUARD // item, tensors, gaps)
+    return slots, offset // item
 
 
 def _zeros(elements: int, dtype: np.dtype[Any]) -> np.ndarray:
@@ -186,7 +191,7 @@ class Parameters(dict[str, np.ndarray]):
         if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
             raise ValueError(f"dtype must be float32 or float64, got {dtype}")
         self.dtype = np.dtype(dtype)
-        self._slots, length = _layout(specs, self.dtype.itemsize)
+        self._slots, length = _layout(specs, self.dtype)
         if over is None:
             self._attach(_zeros(length, self.dtype))
             return
@@ -197,8 +202,7 @@ class Parameters(dict[str, np.ndarray]):
 
     def _attach(self, flat: np.ndarray) -> None:
         self.flat = flat
-        for name, (spec, offset, _, _, strides) in self._slots.items():
-            dict.__setitem__(self, name, np.ndarray(spec.shape, self.dtype, flat, offset, strides))
+        self._slots.views.attach(self, flat)
 
     @property
     def specs(self) -> tuple[Spec, ...]:
@@ -241,21 +245,10 @@ class Parameters(dict[str, np.ndarray]):
 
     def blank(self) -> Parameters:
         """As `like`, for whoever overwrites every tensor: only the padding is sure to be zero."""
-        if self.flat.nbytes < 1 << 16:
-            return self.like()
         twin = Parameters.__new__(Parameters)
         twin.dtype = self.dtype
         twin._slots = self._slots
-        item = self.dtype.itemsize
-        raw = _kernels.empty((self.flat.size + self.guard,), self.dtype)
-        for gap in self._slots.gaps:
-            raw[gap] = 0
-        for spec, offset, stored, strides, _ in self._slots.values():
-            if spec.transposed:
-                start, row = offset // item, strides[0] // item
-                raw[start : start + stored[0] * row].reshape(stored[0], row)[:, stored[1] :] = 0
-        raw[self.flat.size :] = 0
-        twin._attach(raw[: self.flat.size])
+        twin.flat = self._slots.views.blank(twin)
         return twin
 
     def part(self, prefix: str) -> Parameters:
@@ -277,7 +270,7 @@ class Parameters(dict[str, np.ndarray]):
         specs = [Spec(slot.spec.name[len(prefix) :], slot.spec.shape, slot.spec.transposed) for slot in chosen]
         part = Parameters.__new__(Parameters)
         part.dtype = self.dtype
-        part._slots, length = _layout(specs, self.dtype.itemsize)
+        part._slots, length = _layout(specs, self.dtype)
         start = chosen[0].offset // self.dtype.itemsize
         part._attach(self.flat[start : start + length])
         return part

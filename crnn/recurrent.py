@@ -174,6 +174,7 @@ class Recurrent:
         self._rng = rng
         self._onehot = onehot
         self._names = [name if shape else None for name, shape in self._tensors()]
+        self._as_stored = self.bias and not onehot and list(params) == self._names
         weights = self._kernel_list(params)
         if onehot:
             weights[0] = params.storage("weight_ih_l0")
@@ -211,6 +212,8 @@ class Recurrent:
 
         The gradient of one-hot input weights is row-sparse: `_backward_packed` returns a row per token instead.
         """
+        if self._as_stored:  # a third of a microsecond less in every call
+            return [*params.values()]
         arrays = [None if name is None else params[name] for name in self._names]
         if self._onehot:
             arrays[0] = None
@@ -358,7 +361,7 @@ class Recurrent:
         """
         if y is None:
             y = _kernels.empty((geometry.rows, self.output_size), self.dtype)
-        h_n, c_n = self._empty_state(geometry.batch_size)
+        h_n, c_n = self._stack.states(geometry.batch_size)
         if geometry.rows == 0:
             _pass_through((h0, c0), (h_n, c_n))
             return y, h_n, c_n, None
@@ -411,7 +414,7 @@ class Recurrent:
         if dx is None and want_input:
             width = len(self._cell.gates) * self.hidden_size if self._onehot else self.input_size
             dx = _kernels.empty((geometry.rows, width), self.dtype)
-        dh0, dc0 = self._empty_state(geometry.batch_size) if want_state else (None, None)
+        dh0, dc0 = self._stack.states(geometry.batch_size) if want_state else (None, None)
         if geometry.rows:
             order = geometry.order
             self._stack.backward(tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, grads, accumulate, order)
@@ -431,6 +434,8 @@ class Recurrent:
         return keep * self.dtype.type(1.0 / (1.0 - self.dropout))
 
     def _schedule(self, truncation: bptt.Truncation | None) -> tuple[int, int, int]:
+        if truncation is None:
+            return bptt.FULL.schedule
         scheme = bptt.resolve(truncation)
         if self.bidirectional and not isinstance(scheme, bptt.Full):
             raise ValueError(
@@ -438,10 +443,6 @@ class Recurrent:
                 "against time: use Full()"
             )
         return scheme.schedule
-
-    def _empty_state(self, batch_size: int) -> tuple[np.ndarray, np.ndarray | None]:
-        shape = (self.num_layers * self.directions, batch_size, self.hidden_size)
-        return np.empty(shape, self.dtype), np.empty(shape, self.dtype) if self.kind == "lstm" else None
 
     def _read_state(self, state: Any, geometry: Packed, name: str) -> _States:
         """The caller's state (or a gradient of it), checked, as the kernels want it: sorted (h, c)."""

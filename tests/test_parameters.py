@@ -278,9 +278,9 @@ def test_bad_specs_are_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("width", [1, 63, 300])
-def test_a_blank_twin_has_the_layout_and_zero_padding_whatever_lay_there_before(dtype, width):
-    p = Parameters([Spec("a", (width, 7)), Spec("b", (200, width), transposed=True), Spec("c", (90_000,))], dtype)
+@pytest.mark.parametrize(("width", "rest"), [(1, 90_000), (63, 90_000), (300, 90_000), (2, 5), (5, 500)])
+def test_a_blank_twin_has_the_layout_and_zero_padding_whatever_lay_there_before(dtype, width, rest):
+    p = Parameters([Spec("a", (width, 7)), Spec("b", (200, width), transposed=True), Spec("c", (rest,))], dtype)
     for _ in range(3):  # memory that was used before comes back: it is full of NaN the second time
         twin = p.blank()
         assert twin.specs == p.specs
@@ -291,10 +291,22 @@ def test_a_blank_twin_has_the_layout_and_zero_padding_whatever_lay_there_before(
             assert view.ctypes.data % 64 == p[name].ctypes.data % 64
             assert view.ctypes.data - twin.flat.ctypes.data == p[name].ctypes.data - p.flat.ctypes.data
             view[...] = 0
-        assert not twin.flat.any()
-        twin.flat[...] = np.nan
-        del twin, view
+        guarded = np.lib.stride_tricks.as_strided(twin.flat, (twin.flat.size + twin.guard,))
+        assert not guarded.any()
+        guarded[...] = np.nan
+        del twin, view, guarded
 
 
-def test_a_small_blank_twin_is_zero():
-    assert not Parameters([Spec("a", (3, 7))]).blank().flat.any()
+def test_views_of_read_only_memory_are_read_only():
+    p = Parameters(specs())
+    p.flat[...] = 0.5
+    buffer = np.concatenate([p.flat, np.zeros(p.guard, p.dtype)])
+    raw = np.zeros(buffer.size + 16, p.dtype)
+    start = -raw.ctypes.data % 64 // p.dtype.itemsize
+    over = raw[start : start + buffer.size]
+    over[...] = buffer
+    over.flags.writeable = False
+    mapped = Parameters(specs(), over=over)
+    for name, view in mapped.items():
+        assert not view.flags.writeable
+        np.testing.assert_array_equal(view, p[name])

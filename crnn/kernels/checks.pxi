@@ -102,31 +102,42 @@ cdef void **rows_of(void **packed, crnn_view *view, rows, order, const crnn_batc
 cdef int find_starts(crnn_view *view, void **starts, sequences, const int64_t *places, const crnn_batch *batch,
                      int typenum, Py_ssize_t width, bint writable) except -1:
     cdef cnp.ndarray array
-    cdef Py_ssize_t B = <Py_ssize_t>batch.batch, length = <Py_ssize_t>batch.steps, i
-    cdef Py_ssize_t item = 4 if typenum == cnp.NPY_FLOAT32 else 8
+    cdef Py_ssize_t B = <Py_ssize_t>batch.batch, length = <Py_ssize_t>batch.steps, i, apart
     cdef bint together = cnp.PyArray_Check(sequences), known = False
-    cdef int n
     view.step = 0
+    if together:  # the longest sequence comes first, and they all are of one length in the array
+        array = <cnp.ndarray>sequences
+        check_sequences(array, 3, length, typenum, width, writable)
+        view.step = cnp.PyArray_STRIDE(array, 1)
+        apart = cnp.PyArray_STRIDE(array, 0)
     for i in range(B):
-        while length > 0 and batch.offsets[length] - batch.offsets[length - 1] <= i:
-            length -= 1
         if places[i] < 0 or places[i] >= B:
             raise ValueError(f"order: {places[i]} is outside 0..{B - 1}")
-        array = <cnp.ndarray?>(sequences if together else sequences[places[i]])
-        n = cnp.PyArray_NDIM(array)
-        if (cnp.PyArray_TYPE(array) != typenum or not cnp.PyArray_ISNOTSWAPPED(array) or n != 2 + together
-                or cnp.PyArray_DIM(array, n - 1) != width or cnp.PyArray_DIM(array, n - 2) < length
-                or (width > 1 and length > 0 and cnp.PyArray_STRIDE(array, n - 1) != item)
-                or (writable and not cnp.PyArray_ISBEHAVED(array))):
-            raise complain("sequences", array, f"at least {length} steps of {width} contiguous values")
+        if together:
+            starts[i] = cnp.PyArray_BYTES(array) + places[i] * apart
+            continue
+        while length > 0 and batch.offsets[length] - batch.offsets[length - 1] <= i:
+            length -= 1
+        array = <cnp.ndarray?>sequences[places[i]]
+        check_sequences(array, 2, length, typenum, width, writable)
         if length > 1:
-            if known and view.step != cnp.PyArray_STRIDE(array, n - 2):
+            if known and view.step != cnp.PyArray_STRIDE(array, 0):
                 raise complain("sequences", array, f"steps {view.step} bytes apart")
-            view.step = cnp.PyArray_STRIDE(array, n - 2)
+            view.step = cnp.PyArray_STRIDE(array, 0)
             known = True
         starts[i] = cnp.PyArray_BYTES(array)
-        if together:
-            starts[i] = <char *>starts[i] + places[i] * cnp.PyArray_STRIDE(array, 0)
+    return 0
+
+
+cdef int check_sequences(cnp.ndarray array, int axes, Py_ssize_t length, int typenum, Py_ssize_t width,
+                         bint writable) except -1:
+    """Its last two axes are at least `length` steps of `width` values side by side."""
+    cdef Py_ssize_t item = 4 if typenum == cnp.NPY_FLOAT32 else 8
+    if (cnp.PyArray_TYPE(array) != typenum or not cnp.PyArray_ISNOTSWAPPED(array) or cnp.PyArray_NDIM(array) != axes
+            or cnp.PyArray_DIM(array, axes - 1) != width or cnp.PyArray_DIM(array, axes - 2) < length
+            or (width > 1 and length > 0 and cnp.PyArray_STRIDE(array, axes - 1) != item)
+            or (writable and not cnp.PyArray_ISBEHAVED(array))):
+        raise complain("sequences", array, f"at least {length} steps of {width} contiguous values")
     return 0
 
 

@@ -1,4 +1,4 @@
-# Part of crnn/_kernels.pyx. Ids, the order of ragged batches, memory for results, rows by id.
+# Part of crnn/_kernels.pyx. Ids, the order of ragged batches, rows by id.
 
 def first_outside(ids, Py_ssize_t words):
     """Place of the first id that is not in 0..words-1, or -1."""
@@ -46,59 +46,6 @@ def arrange(lengths):
         in_order &= to_sorted[i] == i
         first[length[i]] += 1
     return offsets, order, places, in_order
-
-
-cdef class Block:
-    """Memory of the library's cache under an array."""
-    cdef void *data
-
-    def __dealloc__(self):
-        crnn_release(self.data)
-
-
-cdef Py_ssize_t LEAST_BLOCK = 32768  # bytes; NumPy's own allocator serves what is smaller
-
-
-def empty(shape, dtype):
-    """numpy.empty, from the library's cache of memory where the array is large: no fresh pages with every call."""
-    cdef cnp.dtype kind = dtype if type(dtype) is cnp.dtype else cnp.dtype(dtype)
-    cdef Py_ssize_t size = kind.itemsize, extent
-    cdef cnp.npy_intp sizes[8]
-    cdef int n = 0, typenum = kind.num
-    for extent in shape:
-        if n == 8:
-            raise ValueError("shape: wanted at most 8 dimensions")
-        sizes[n] = extent
-        n += 1
-        if extent < 0 or (extent and size > PY_SSIZE_T_MAX // extent):
-            raise MemoryError(f"crnn: an array of shape {tuple(shape)} is too large")
-        size *= extent
-    if size < LEAST_BLOCK:
-        return cnp.PyArray_EMPTY(n, sizes, typenum, 0)
-    cdef Block block = Block.__new__(Block)
-    block.data = crnn_allocate(<size_t>size)
-    if block.data == NULL:
-        raise MemoryError(f"crnn: not enough memory for an array of shape {tuple(shape)}")
-    array = cnp.PyArray_SimpleNewFromData(n, sizes, typenum, block.data)
-    cnp.set_array_base(array, block)
-    return array
-
-
-cdef extern from "<string.h>" nogil:
-    void *memcpy(void *, const void *, size_t)
-
-
-def padded(lengths, Py_ssize_t steps, Py_ssize_t width, dtype):
-    """An array (B, steps, width) from `empty`, zero where a sequence is over."""
-    cdef Py_ssize_t B = lengths.shape[0], i
-    cdef const int64_t *length = integers(lengths, B, "lengths")
-    for i in range(B):
-        if length[i] < 0 or length[i] > steps:
-            raise ValueError(f"lengths: {length[i]} is outside 0..{steps}")
-    cdef cnp.ndarray array = empty((B, steps, width), dtype)
-    width *= cnp.PyArray_ITEMSIZE(array)
-    crnn_zero_tails(cnp.PyArray_BYTES(array), length, <size_t>B, <size_t>steps, <size_t>width)
-    return array
 
 
 cdef int copy_rows(src, index, out, bint scatter) except -1:
@@ -184,14 +131,3 @@ def take_columns(src_t, ids, out):
         else:
             for k in range(width):
                 (<double *>target)[r * width + k] = (<double *>source)[k * <Py_ssize_t>ld + at[r]]
-
-
-def all_finite(a):
-    """Whether no value of a C-contiguous array is infinite or NaN."""
-    cdef int typenum = typenum_of(a, "a")
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(<cnp.ndarray>a)
-    cdef void *data = real(a, typenum, n, "a", False)
-    cdef int result
-    with nogil:
-        result = crnn_all_finite(dtype_of(typenum), data, <size_t>n)
-    return result != 0

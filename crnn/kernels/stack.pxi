@@ -78,6 +78,13 @@ cdef class Stack:
             raise
         return out
 
+    def states(self, Py_ssize_t batch):
+        """Memory for the states of a call, each (layers*directions, batch, hidden): h, and c, which only an LSTM has."""
+        cdef cnp.npy_intp[3] shape = [<cnp.npy_intp>(self.stack.layers * self.stack.directions), batch,
+                                      <cnp.npy_intp>self.stack.hidden]
+        return (cnp.PyArray_EMPTY(3, shape, self.typenum, 0),
+                cnp.PyArray_EMPTY(3, shape, self.typenum, 0) if self.stack.cell == CRNN_LSTM else None)
+
     def forward(self, x, offsets, h0, c0, y, h_n, c_n, bint keep, masks=None, order=None):
         cdef crnn_forward_args args
         cdef void **inputs = NULL

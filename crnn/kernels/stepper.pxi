@@ -72,10 +72,7 @@ cdef class Stepper:
         cdef Py_ssize_t item = 4 if self.stack.typenum == cnp.NPY_FLOAT32 else 8
         shape[0], shape[1], shape[2] = <cnp.npy_intp>self.stack.stack.layers, self.batch, <cnp.npy_intp>self.stack.stack.hidden
         strides[0], strides[1], strides[2] = <cnp.npy_intp>where.layer_step * item, <cnp.npy_intp>where.row_step * item, item
-        cdef cnp.ndarray array = cnp.PyArray_New(cnp.ndarray, 3, shape, self.stack.typenum, strides, data, 0,
-                                                 cnp.NPY_ARRAY_WRITEABLE | cnp.NPY_ARRAY_ALIGNED, <object>NULL)
-        cnp.set_array_base(array, self)
-        return array
+        return view_of(self, data, 3, shape, strides, self.stack.typenum, True)
 
     @property
     def entering(self):
