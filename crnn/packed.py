@@ -96,8 +96,7 @@ class Packed:
     def __init__(self, lengths: Sequence[int] | np.ndarray) -> None:
         self.lengths = _read_only(np.array(lengths, np.int64))
         self.batch_size = len(self.lengths)
-        offsets, order, places, self.in_order = _kernels.arrange(self.lengths)
-        self.offsets, self.order, self.places = _read_only(offsets), _read_only(order), _read_only(places)
+        self.offsets, self.order, self.places, self.in_order = _kernels.arrange(self.lengths)
         self.steps = len(self.offsets) - 1
         self.rows = int(self.offsets[-1])
 

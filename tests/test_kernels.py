@@ -309,6 +309,7 @@ def test_sequences_are_arranged_by_falling_length(lengths):
     running = [sum(length > t for length in lengths) for t in range(max(lengths, default=0))]
     assert offsets.tolist() == [sum(running[:t]) for t in range(len(running) + 1)]
     assert {array.dtype for array in (offsets, order, places)} == {np.dtype(np.int64)}
+    assert not any(array.flags.writeable for array in (offsets, order, places))
 
 
 def test_lengths_that_cannot_be_arranged_are_refused():

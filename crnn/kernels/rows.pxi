@@ -14,7 +14,8 @@ def arrange(lengths):
     """Sequences by falling length, equal ones in the order in which they came: (offsets, order, places, in order).
 
     ``offsets`` (T + 1,) are the packed rows' (see `crnn.packed`); ``order[p]`` is the sequence at sorted place p, and
-    ``places`` is its inverse; ``in order`` says whether both are 0, 1, ... A counting sort: B + T operations.
+    ``places`` is its inverse; ``in order`` says whether both are 0, 1, ... The arrays are read-only. A counting sort:
+    B + T operations.
     """
     cdef Py_ssize_t B = lengths.shape[0], T = 0, i, t
     cdef const int64_t *length = integers(lengths, B, "lengths")
@@ -45,6 +46,8 @@ def arrange(lengths):
         to_caller[to_sorted[i]] = i
         in_order &= to_sorted[i] == i
         first[length[i]] += 1
+    for array in (offsets, order, places):
+        cnp.PyArray_CLEARFLAGS(<cnp.ndarray>array, cnp.NPY_ARRAY_WRITEABLE)
     return offsets, order, places, in_order
 
 
