@@ -15,6 +15,8 @@ CELLS: dict[str, int]
 class Tape:
     @property
     def nbytes(self) -> int: ...
+    @property
+    def in_halves(self) -> bool: ...
 
 class NotFinite(ValueError):
     row: int
@@ -50,6 +52,7 @@ class Stack:
         z_state: bool = False,
         onehot: bool = False,
     ) -> Stack: ...
+    def in_halves(self, offsets: _Ids, batch_size: int, masked: bool, keep: bool) -> bool: ...
     def states(self, batch: int) -> tuple[_Real, _Real | None]: ...
     def forward(
         self,

@@ -242,11 +242,20 @@ class Batch:
             arrays.append(array)
         return arrays
 
-    def results(self, width: int, dtype: np.dtype[Any]) -> tuple[np.ndarray | list[np.ndarray], Any]:
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is an array of several sequences, all as long as the array."""
+        geometry = self.geometry
+        return self.form == "padded" and geometry.rows == geometry.batch_size * self.steps
+
+    def results(
+        self, width: int, dtype: np.dtype[Any], apart: bool = False
+    ) -> tuple[np.ndarray | list[np.ndarray], Any]:
         """Memory for results of `width` features per step, which the kernels are to fill.
 
         Where all sequences are equally long the rows are packed, and the memory of several sequences is time-major (in
-        the caller's form it is not C-contiguous), which costs nothing on the way out and nothing on the way back in.
+        the caller's form it is not C-contiguous), which costs nothing on the way out and nothing on the way back in;
+        unless they are to lie `apart`, one sequence after the other.
 
         Returns
         -------
@@ -261,11 +270,14 @@ class Batch:
             ends = np.cumsum(geometry.lengths).tolist()
             parts = [joined[end - length : end] for end, length in zip(ends, geometry.lengths.tolist())]
             return parts, parts
-        if geometry.rows == geometry.batch_size * self.steps:
-            if self.form == "single":
-                rows = _kernels.empty((geometry.rows, width), dtype)
+        if self.is_dense:
+            if apart:
+                rows = _kernels.empty((geometry.batch_size, self.steps, width), dtype)
                 return rows, rows
             return _kernels.time_major(self.steps, geometry.batch_size, width, dtype)
+        if self.form == "single" and geometry.rows == self.steps:
+            rows = _kernels.empty((self.steps, width), dtype)
+            return rows, rows
         padded = _kernels.padded(geometry.lengths, self.steps, width, dtype)
         return padded, padded[0] if self.form == "single" else padded
 

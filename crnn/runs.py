@@ -49,7 +49,7 @@ class Run:
     ----------
     output : numpy.ndarray or list of numpy.ndarray
         Hidden states of the last layer, in the form of x, with directions*hidden features. Several dense sequences come
-        back time-major in memory (not C-contiguous).
+        back time-major in memory (not C-contiguous), but those of narrow layers one after the other.
     state : numpy.ndarray or tuple of numpy.ndarray
         The state after each sequence's last step, (layers*directions, batch, hidden); ``(h, c)`` for an LSTM.
     """
@@ -95,7 +95,7 @@ class Run:
             raise ValueError("d_output and d_state are both None: there is nothing to propagate back")
         dh_n, dc_n = layer._read_state(d_state, geometry, "d_state")
         params = layer.params.blank()
-        dx, d_input = batch.results(layer.input_size, layer.dtype)
+        dx, d_input = batch.results(layer.input_size, layer.dtype, self._tape is not None and self._tape.in_halves)
         try:
             _, dh0, dc0 = layer._backward_packed(
                 self._tape, geometry, dy, dh_n, dc_n, schedule, layer._kernel_list(params), dx=dx

@@ -129,3 +129,41 @@ def test_the_first_value_that_is_not_finite_is_named(count, threads, rng):
         d[i, 3, 2] = np.inf
         with pytest.raises(ValueError, match=rf"\[{i}, 3, 2\]"):
             run_of.backward(d)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_results_of_a_batch_in_halves_lie_one_sequence_after_the_other(kind, threads, rng):
+    threads(2)
+    narrow, wide = getattr(crnn, kind)(20, 32, rng=1), getattr(crnn, kind)(20, 400, rng=1)
+    x = rng.standard_normal((20, 30, 20)).astype("float32")
+    for layer, expected in ((narrow, True), (wide, False)):
+        done = layer.forward(x)
+        back = done.backward(np.ones_like(done.output))
+        for array in (done.output, back.input):
+            assert array.flags.c_contiguous == expected
+            assert array.transpose(1, 0, 2).flags.c_contiguous != expected
+        inferred, _ = layer(x)
+        assert inferred.tobytes() == done.output.tobytes()
+        time_major = np.ascontiguousarray(x.transpose(1, 0, 2)).transpose(1, 0, 2)
+        assert layer(time_major)[0].tobytes() == done.output.tobytes()
+    single = narrow.forward(x[0])
+    assert single.output.flags.c_contiguous
+    assert single.backward(np.ones_like(single.output)).input.flags.c_contiguous
+
+
+def test_what_goes_in_halves_is_a_matter_of_shapes(threads):
+    dense = Packed([30] * 20)
+    for count in (1, 2):
+        threads(count)
+        stack = crnn.RNN(20, 32)._stack
+        assert stack.in_halves(dense.offsets, 20, False, True)
+        assert not stack.in_halves(dense.offsets, 20, True, True)  # masked
+        assert not stack.in_halves(Packed([30] * 7).offsets, 7, False, True)
+        assert not stack.in_halves(Packed([1] * 20).offsets, 20, False, True)
+        assert not crnn.RNN(20, 32, bidirectional=True)._stack.in_halves(dense.offsets, 20, False, True)
+        assert not crnn.RNN(20, 400)._stack.in_halves(dense.offsets, 20, False, True)
+        long = Packed([200] * 20)
+        assert stack.in_halves(long.offsets, 20, False, False) == (count == 2)  # inference: where two threads share it
+    with pytest.raises(ValueError, match="offsets"):
+        stack.in_halves(dense.offsets.astype(float), 20, False, True)
+    assert not stack.in_halves(np.zeros(1, np.int64), 0, False, True)

@@ -90,6 +90,8 @@ cdef extern from "crnn.h" nogil:
         size_t n
         const int64_t *ids
         size_t n_ids, rows, width, ld
+    int crnn_in_halves(const crnn_stack *, const crnn_batch *, int, int)
+    int crnn_tape_in_halves(const crnn_tape *)
     crnn_status crnn_forward(const crnn_stack *, const crnn_batch *, const crnn_forward_args *, crnn_tape **)
     crnn_status crnn_backward(const crnn_stack *, const crnn_batch *, const crnn_tape *, const crnn_backward_args *)
     void crnn_tape_free(crnn_tape *)

@@ -14,6 +14,11 @@ cdef class Tape:
     def nbytes(self):
         return crnn_tape_bytes(self.tape)
 
+    @property
+    def in_halves(self):
+        """As `Stack.in_halves`, for the backward call."""
+        return crnn_tape_in_halves(self.tape) != 0
+
 
 CELLS = {"rnn_tanh": CRNN_RNN_TANH, "rnn_sigmoid": CRNN_RNN_SIGMOID, "rnn_relu": CRNN_RNN_RELU, "lstm": CRNN_LSTM,
          "gru": CRNN_GRU}
@@ -84,6 +89,16 @@ cdef class Stack:
                                       <cnp.npy_intp>self.stack.hidden]
         return (cnp.PyArray_EMPTY(3, shape, self.typenum, 0),
                 cnp.PyArray_EMPTY(3, shape, self.typenum, 0) if self.stack.cell == CRNN_LSTM else None)
+
+    def in_halves(self, offsets, Py_ssize_t batch_size, bint masked, bint keep):
+        """Whether `forward` takes the sequences in two halves: results lie best sequence by sequence then."""
+        cdef crnn_batch batch
+        cdef Py_ssize_t steps = offsets.shape[0] - 1
+        batch.offsets = integers(offsets, steps + 1, "offsets")
+        if steps < 1 or batch_size < 1:
+            return False
+        batch.batch, batch.steps = <size_t>batch_size, <size_t>steps
+        return crnn_in_halves(&self.stack, &batch, masked, keep) != 0
 
     def forward(self, x, offsets, h0, c0, y, h_n, c_n, bint keep, masks=None, order=None):
         cdef crnn_forward_args args

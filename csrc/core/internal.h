@@ -8,6 +8,7 @@
 
 typedef struct crnn_kernels {
     const char *name;
+    int (*in_halves)(const crnn_stack *, const crnn_batch *, int masked, int keep);
     crnn_status (*forward)(const crnn_stack *, const crnn_batch *, const crnn_forward_args *, crnn_tape **);
     crnn_status (*stepper)(const crnn_stack *, size_t batch, crnn_tape **);
     void (*step)(crnn_tape *, const void *x, void *y);

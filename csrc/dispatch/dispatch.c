@@ -138,6 +138,14 @@ crnn_status crnn_isa_set(const char *name)
 
 static const crnn_kernels *kernels(crnn_dtype dtype) { return current()->kernels[dtype == CRNN_F64]; }
 
+int crnn_in_halves(const crnn_stack *stack, const crnn_batch *batch, int masked, int keep)
+{
+    if (!stack || !batch || batch->steps == 0 || batch->batch == 0) return 0;
+    return kernels(stack->dtype)->in_halves(stack, batch, masked, keep);
+}
+
+int crnn_tape_in_halves(const crnn_tape *tape) { return tape && tape->other; }
+
 crnn_status crnn_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
                          crnn_tape **tape)
 {

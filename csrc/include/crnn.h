@@ -84,6 +84,12 @@ typedef struct {
 
 typedef struct crnn_tape crnn_tape;
 
+/* Whether a call (masked: with masks, keep: with a tape) and the backward call of a tape take the sequences in two halves, each
+ * with memory of its own. Results lie best sequence by sequence then: in packed rows the halves of a step are neighbours, and
+ * what the hardware fetches ahead for one thread another one writes. */
+CRNN_API int crnn_in_halves(const crnn_stack *stack, const crnn_batch *batch, int masked, int keep);
+CRNN_API int crnn_tape_in_halves(const crnn_tape *tape);
+
 /* Forward through the stack. tape: where to keep what backward needs, or null for inference. */
 CRNN_API crnn_status crnn_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
                                   crnn_tape **tape);

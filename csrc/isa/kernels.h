@@ -27,6 +27,7 @@ extern const crnn_kernels THIS_KERNELS;
 
 const crnn_kernels THIS_KERNELS = {
     .name = CRNN_ISA_NAME,
+    .in_halves = kernel_in_halves,
     .forward = kernel_forward,
     .stepper = kernel_stepper,
     .step = kernel_step,

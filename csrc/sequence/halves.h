@@ -1,22 +1,25 @@
 /* A batch of narrow layers as two batches, each with a half of the rows and memory of its own, so that threads write no line which
- * another one has read: that takes 9 ns a line, as long as the arithmetic for it where layers are narrow (two near cores, batch 20,
- * T 35, forward and backward: RNN of 32 units 1.33, GRU 1.20, LSTM 1.14, RNN of 64 units 1.14 times as fast as all threads in one batch).
- * Gradients of weights are two sums then, so what is halved may not depend on the number of threads. */
+ * another one has read: that takes 9 ns a line, as long as the arithmetic for it where layers are narrow (batch 20, T 35, forward
+ * and backward, two near cores: RNN of 32 units 1.33, of 64 units 1.14, of 128 units 1.04 times as fast as all threads in one batch;
+ * of 128 units between far cores 1.2). Gradients of weights are two sums then, so what is halved may not depend on the number of
+ * threads; one thread loses 1 to 8 %. */
 
 #define HALF_LEAST 4    /* sequences */
-#define HALF_WEIGHTS 40 /* at most so many for each element of a row: there is enough arithmetic for others */
-#define HALF_ROWS 8     /* elements of rows, at least, for each weight, whose gradients are added up in the end */
+#define HALF_WEIGHTS 19 /* at most so many for each element of a row, and each sequence of a half but one, */
+#define HALF_SHARE 4    /* of which so many count: beyond, there is enough arithmetic for others */
+#define HALF_ROWS 2     /* elements of rows, at least, for each weight: gradients are added up in the end */
 #define HALF_WORK 100000 /* multiply-adds of forward, at least */
 
 /* The sequences that the first half takes; 0: the batch stays whole. */
-static size_t first_half(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args)
+static size_t first_half(const crnn_stack *stack, const crnn_batch *batch, int masked)
 {
     const cell_shape shape = shape_of(stack);
     const size_t B = batch->batch, H = stack->hidden, I = stack->input, R = (size_t)batch->offsets[batch->steps];
     const size_t GH = (size_t)shape.gates * H, weights = GH * ((I > H ? I : H) + H);
     const size_t row = I + 2 * H + 2 * (size_t)shape.slots * H;
-    if (stack->directions > 1 || stack->onehot || args->masks || B < 2 * HALF_LEAST || batch->steps < 2) return 0;
-    if (weights > HALF_WEIGHTS * row || R * row < HALF_ROWS * weights || R * weights < HALF_WORK) return 0;
+    if (stack->directions > 1 || stack->onehot || masked || B < 2 * HALF_LEAST || batch->steps < 2) return 0;
+    const size_t share = B / 2 - 1 < HALF_SHARE ? B / 2 - 1 : HALF_SHARE;
+    if (weights > HALF_WEIGHTS * share * row || R * row < HALF_ROWS * weights || R * weights < HALF_WORK) return 0;
     size_t rows = 0, n = 0;
     for (size_t t = batch->steps; n < B; n++) {
         while (t && (size_t)(batch->offsets[t] - batch->offsets[t - 1]) <= n) t--;
@@ -186,8 +189,9 @@ static size_t threads_of_halves(const crnn_stack *stack, const crnn_batch *batch
 static size_t apart(size_t bytes) { return bytes && bytes < SIZE_MAX - 2 * HALVES_APART ? round_up(bytes + HALVES_APART, CRNN_LINE) : 0; }
 
 static crnn_status forward_halves(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, size_t middle,
-                                  size_t threads, crnn_tape **tape)
+                                  crnn_tape **tape)
 {
+    const size_t threads = threads_of_halves(stack, batch);
     const T *x = args->x_view.sequences ? NULL : args->x;
     T *y = args->y_view.sequences ? NULL : args->y;
     const half_needs needs = {x ? stack->input : 0, y ? stack->hidden : 0, {args->h0, args->c0, args->h_n, args->c_n}};
@@ -329,12 +333,22 @@ static crnn_status backward_halves(const crnn_stack *stack, const crnn_batch *ba
     return CRNN_OK;
 }
 
+/* Results of inference are the same either way. */
+static int pays_in_halves(const crnn_stack *stack, const crnn_batch *batch, int keep)
+{
+    return keep || threads_of_halves(stack, batch) > 1;
+}
+
+static int kernel_in_halves(const crnn_stack *stack, const crnn_batch *batch, int masked, int keep)
+{
+    return first_half(stack, batch, masked) && pays_in_halves(stack, batch, keep);
+}
+
 static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
                                   crnn_tape **tape)
 {
-    const size_t middle = first_half(stack, batch, args), threads = middle ? threads_of_halves(stack, batch) : 1;
-    /* Results of inference are the same either way. */
-    if (middle && (tape || threads > 1)) return forward_halves(stack, batch, args, middle, threads, tape);
+    const size_t middle = first_half(stack, batch, args->masks != NULL);
+    if (middle && pays_in_halves(stack, batch, tape != NULL)) return forward_halves(stack, batch, args, middle, tape);
     run_state *s;
     forward_call call;
     crnn_status status = prepare(stack, batch, args, tape != NULL, &s);

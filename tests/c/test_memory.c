@@ -20,6 +20,7 @@ static void counting_release(void *block)
 
 enum { INPUT = 5, HIDDEN = 9, LAYERS = 2, BATCH = 3, STEPS = 4, ROWS = BATCH * STEPS, VOCABULARY = 21, LD = 48 };
 
+enum { HALVED = 40 }; /* so many sequences go in two halves */
 static crnn_status train(crnn_dtype dtype, crnn_cell cell, crnn_truncation truncation, size_t sequences)
 {
     const size_t rows = sequences * STEPS;
@@ -46,12 +47,17 @@ static crnn_status train(crnn_dtype dtype, crnn_cell cell, crnn_truncation trunc
     crnn_batch batch = {.batch = sequences, .steps = STEPS, .offsets = offsets};
     crnn_forward_args forward = {.x = from_doubles(dtype, x, rows * INPUT), .y = output_buffer(dtype, rows * HIDDEN)};
     free(x);
+    CHECK(crnn_in_halves(&stack, &batch, 0, 1) == (sequences == HALVED), "%zu sequences go in halves, or do not", sequences);
+    CHECK(!crnn_in_halves(&stack, &batch, 1, 1), "masked sequences go in halves");
+    CHECK(!crnn_in_halves(NULL, &batch, 0, 1) && !crnn_in_halves(&stack, NULL, 0, 1), "nothing goes in halves");
     crnn_tape *tape = NULL;
     crnn_status status = crnn_forward(&stack, &batch, &forward, &tape);
     if (status != CRNN_OK) {
         CHECK(tape == NULL, "a failed forward handed out a tape");
         return status;
     }
+    CHECK(crnn_tape_in_halves(tape) == (sequences == HALVED), "a tape of %zu sequences in halves, or not", sequences);
+    CHECK(!crnn_tape_in_halves(NULL), "no tape is in halves");
     crnn_backward_args backward = {.dy = forward.y, .truncation = truncation, .k1 = 2, .k2 = 3, .grads = grads,
                                    .dx = output_buffer(dtype, rows * INPUT)};
     status = crnn_backward(&stack, &batch, tape, &backward);
@@ -92,7 +98,7 @@ static crnn_status step(crnn_dtype dtype)
     return status;
 }
 
-enum { CALLS = 10, HALVED = 40 }; /* HALVED: so many sequences go in two halves */
+enum { CALLS = 10 };
 static crnn_status call(int which, crnn_dtype dtype)
 {
     switch (which) {
