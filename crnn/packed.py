@@ -262,7 +262,7 @@ class Batch:
         rows : numpy.ndarray or list of numpy.ndarray
             Packed rows (R, width), or sequences, (B, T, width) or B arrays (T_i, width).
         form : numpy.ndarray or list of numpy.ndarray
-            The same memory in the caller's form; beyond a sequence's length it is zero already.
+            The same memory in the caller's form; kernels that write an array make it zero beyond a sequence's length.
         """
         geometry = self.geometry
         if self.form == "list":
@@ -278,7 +278,8 @@ class Batch:
         if self.form == "single" and geometry.rows == self.steps:
             rows = _kernels.empty((self.steps, width), dtype)
             return rows, rows
-        padded = _kernels.padded(geometry.lengths, self.steps, width, dtype)
+        shape = (geometry.batch_size, self.steps, width)
+        padded = _kernels.empty(shape, dtype) if geometry.rows else np.zeros(shape, dtype)
         return padded, padded[0] if self.form == "single" else padded
 
     def place(self, row: int, column: int) -> str:
@@ -329,7 +330,7 @@ def _read_lengths(lengths: Any, batch: int, steps: int) -> np.ndarray:
 def read_form(x: Any, lengths: Any = None) -> Batch:
     """Find out in which form a batch comes: (T, F), (B, T, F) with or without `lengths`, or a list of (T_i, F).
 
-    Only shapes are looked at; `Batch.pack` checks the rest.
+    Only shapes are looked at; `Batch.read` checks the rest.
 
     Raises
     ------

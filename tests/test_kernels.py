@@ -319,24 +319,33 @@ def test_lengths_that_cannot_be_arranged_are_refused():
         _kernels.arrange(np.array([3.0, 2.0]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 4), (4, 3, 0), (4, 5, 3), (4, 60, 70), (41, 60, 70)])
-def test_padded_arrays_are_zero_where_sequences_are_over(dtype, shape):
-    lengths = np.arange(shape[0]) * shape[1] // max(1, shape[0] - 1)
-    for _ in range(2):
-        array = _kernels.padded(lengths, shape[1], shape[2], np.dtype(dtype))
-        assert array.shape == shape
-        assert array.dtype == dtype
-        for row, length in zip(array, lengths):
-            np.testing.assert_array_equal(row[length:], 0)
-        array[...] = np.nan  # what the next one of this size may find
-        row = array = None
-
-
-@pytest.mark.parametrize("wrong", [-1, 4])
-def test_padded_arrays_refuse_lengths_outside(wrong):
-    with pytest.raises(ValueError, match=f"lengths: {wrong} is outside 0..3"):
-        _kernels.padded(np.array([3, wrong, 0]), 3, 2, np.dtype(np.float32))
+@pytest.mark.parametrize("lengths", [(3, 0, 1), (4, 9, 0, 7, 2), (*(1 + 7 * i % 40 for i in range(40)), 0, 0)], ids=len)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (2, 2)])
+def test_results_are_zero_where_sequences_are_over(lengths, count, gap, layers, directions, isa, threads):
+    """Few rows, a batch as a whole, and (one direction, last lengths) in halves, in arrays longer than the sequences."""
+    case = Case("lstm", 5, 9, lengths, layers, bidirectional=directions == 2, dtype="float32")
+    p = grid.problem_of(case)
+    stack, weights = stack_of(case, p.params)
+    geometry, width = Packed(np.array(lengths)), 9 * directions
+    threads(count)
+    rows = [geometry.pack(arrays) for arrays in (p.xs, p.d_outputs)]
+    results = [np.full((len(lengths), geometry.steps + 2, w + gap), 7.0, "float32") for w in (width, 5)]
+    y, dx = (array[:, :, gap:] for array in results)
+    packed = [np.empty((geometry.rows, w), "float32") for w in (width, 5)]
+    states = [np.empty((layers * directions, len(lengths), 9), "float32") for _ in range(4)]
+    grads = [np.empty_like(w) for w in weights]
+    for into_y, into_dx in ((y, dx), packed):
+        tape = stack.forward(rows[0], geometry.offsets, None, None, into_y, *states[:2], True, None, geometry.order)
+        schedule = (0, 0, 0)
+        stack.backward(tape, rows[1], None, None, schedule, into_dx, *states[2:], grads, False, geometry.order)
+    for array, expected in zip((y, dx), packed):
+        for found, wanted, length in zip(array, geometry.unpack(expected), lengths):
+            assert found[:length].tobytes() == wanted.tobytes()
+            assert not found[length:].any()
+    for array in results:
+        assert (array[:, :, :gap] == 7).all()
 
 
 def small_stack(dtype=np.float32):

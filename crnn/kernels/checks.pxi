@@ -70,8 +70,9 @@ cdef void **starts_of(crnn_view *view, sequences, order, const crnn_batch *batch
                       bint writable) except NULL:
     """Where the sequences start, longest first: to be freed afterwards.
 
-    `sequences` is an array (B, T, width), or a list of B arrays (T_i, width) that are equally far apart from step to
-    step; within a step, values stand side by side. `order`: sorted position -> place among them.
+    `sequences` is an array (B, T, width), in which what lies beyond a sequence's end becomes zero where it is written,
+    or a list of B arrays (T_i, width) that are equally far apart from step to step; within a step, values stand side by
+    side. `order`: sorted position -> place among them.
     """
     cdef Py_ssize_t B = <Py_ssize_t>batch.batch
     cdef const int64_t *places = integers(order, B, "order")
@@ -104,11 +105,11 @@ cdef int find_starts(crnn_view *view, void **starts, sequences, const int64_t *p
     cdef cnp.ndarray array
     cdef Py_ssize_t B = <Py_ssize_t>batch.batch, length = <Py_ssize_t>batch.steps, i, apart
     cdef bint together = cnp.PyArray_Check(sequences), known = False
-    view.step = 0
+    view.step, view.steps = 0, 0
     if together:  # the longest sequence comes first, and they all are of one length in the array
         array = <cnp.ndarray>sequences
         check_sequences(array, 3, length, typenum, width, writable)
-        view.step = cnp.PyArray_STRIDE(array, 1)
+        view.step, view.steps = cnp.PyArray_STRIDE(array, 1), <size_t>cnp.PyArray_DIM(array, 1)
         apart = cnp.PyArray_STRIDE(array, 0)
     for i in range(B):
         if places[i] < 0 or places[i] >= B:

@@ -35,6 +35,7 @@ cdef extern from "crnn.h" nogil:
     ctypedef struct crnn_view:
         void **sequences
         Py_ssize_t step
+        size_t steps
     ctypedef struct crnn_forward_args:
         const void *x
         crnn_view x_view
@@ -111,7 +112,6 @@ cdef extern from "crnn.h" nogil:
     crnn_status crnn_update(const crnn_update_args *)
     double crnn_sum_squares(crnn_dtype, const void *, size_t)
     int crnn_all_finite(crnn_dtype, const void *, size_t)
-    void crnn_zero_tails(void *, const int64_t *, size_t, size_t, size_t)
     void *crnn_allocate(size_t)
     void crnn_release(void *)
     void crnn_scale(crnn_dtype, void *, size_t, double)

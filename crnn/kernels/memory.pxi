@@ -72,19 +72,6 @@ def time_major(Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t width, cnp.dtype d
     return rows, view_of(rows, cnp.PyArray_DATA(rows), 3, sizes, strides, dtype.num, True)
 
 
-def padded(lengths, Py_ssize_t steps, Py_ssize_t width, dtype):
-    """An array (B, steps, width) from `empty`, zero where a sequence is over."""
-    cdef Py_ssize_t B = lengths.shape[0], i
-    cdef const int64_t *length = integers(lengths, B, "lengths")
-    for i in range(B):
-        if length[i] < 0 or length[i] > steps:
-            raise ValueError(f"lengths: {length[i]} is outside 0..{steps}")
-    cdef cnp.ndarray array = empty((B, steps, width), dtype)
-    width *= cnp.PyArray_ITEMSIZE(array)
-    crnn_zero_tails(cnp.PyArray_BYTES(array), length, <size_t>B, <size_t>steps, <size_t>width)
-    return array
-
-
 def all_finite(a):
     """Whether no value of a C-contiguous array is infinite or NaN."""
     cdef int typenum = typenum_of(a, "a")

@@ -49,6 +49,11 @@ int crnn_leave_processor(int processor); /* 1 if this thread was running there a
  * whatever is prefetched; a line that lies in memory only, 2 ns. */
 void crnn_push_out(const void *data, size_t bytes);
 
+/* This rank's share of the rows, of `bytes` each, that a caller wants beyond the sequences' ends. Whoever writes what lies before
+ * should have them: the hardware fetches ahead of what a thread writes, and another one that writes there must fetch it back (two
+ * far cores, forward and backward of 32 sequences of 12 to 50 steps, 22 units: 155 us instead of 114). */
+void crnn_zero_tails(const crnn_view *view, const size_t *lengths, size_t batch, size_t bytes, int rank, int size);
+
 /* Share of n items that rank gets: [*lo, *hi), contiguous, in whole groups of `unit`. */
 static inline void crnn_share(size_t n, size_t unit, int rank, int size, size_t *lo, size_t *hi)
 {

@@ -54,6 +54,7 @@ typedef struct {
     void *const *sequences; /* (B) first step of each sequence, longest first; null: rows are packed. To be read: in any
                                alignment; to be written: aligned as their type */
     ptrdiff_t step;         /* bytes from one step of a sequence to the next */
+    size_t steps;           /* to be written: rows from a sequence's length to here become zero */
 } crnn_view;
 
 typedef struct {
@@ -161,9 +162,6 @@ CRNN_API void crnn_scale(crnn_dtype dtype, void *a, size_t n, double factor);
 /* dst[ids[r]] += alpha * rows[r], r in order; element e of dst row i is at i * row_step + e * element_step */
 CRNN_API void crnn_add_rows(crnn_dtype dtype, void *dst, size_t row_step, size_t element_step, const int64_t *ids,
                             const void *rows, size_t n, size_t width, double alpha);
-
-/* data is (batch, steps) rows of `row` bytes: those of sequence i from lengths[i] on become zero. lengths[i] <= steps. */
-CRNN_API void crnn_zero_tails(void *data, const int64_t *lengths, size_t batch, size_t steps, size_t row);
 
 /* Element-wise functions as the kernels use them, for tests and tables: f is 'e' exp, 't' tanh, 's' sigmoid. */
 CRNN_API crnn_status crnn_function(crnn_dtype dtype, char f, const void *x, void *y, size_t n);

@@ -39,7 +39,7 @@ typedef struct {
     T *blocks;   /* per thread: rows on their way to where they belong */
     size_t ld_block;
     int overlap; /* sums apart from d */
-    int64_t *bad, bad_rows[2 * CRNN_MAX_THREADS]; /* per direction and rank: the first row of dy_view that is not finite, or -1 */
+    int64_t *bad; /* per direction and rank: the first row of dy_view that is not finite, or -1 */
 } backward_call;
 
 /* Rows that repay asking for what they read next (RNN, one sequence: 2 % lost). */

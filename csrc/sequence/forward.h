@@ -300,10 +300,12 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     if (s->plan.forward != BY_UNITS) crnn_barrier(team);
 }
 
-static void copy_outputs(const run_state *s, const crnn_forward_args *args, size_t lo, size_t hi)
+static void copy_outputs(const run_state *s, const crnn_forward_args *args, int rank, int size)
 {
     const crnn_view *view = args->y_view.sequences ? &args->y_view : NULL;
+    size_t lo, hi;
     if (!args->y && !view) return;
+    crnn_share(s->R, 1, rank, size, &lo, &hi);
     for (row_walk w = walk_rows(s, lo, hi); next_row(s, &w);) {
         T *y = view ? (T *)(void *)view_row(s, view, 0, w.t, w.i) : (T *)args->y + w.row * s->D * s->H;
         for (size_t d = 0; d < s->D; d++) {
@@ -312,6 +314,7 @@ static void copy_outputs(const run_state *s, const crnn_forward_args *args, size
             memcpy(y + d * s->H, top->h + from * s->ldh, s->H * sizeof(T));
         }
     }
+    if (view) crnn_zero_tails(view, s->length, s->B, s->D * s->H * sizeof(T), rank, size);
 }
 
 static void push_out_forward(const run_state *s, const layer_run *run, int rank, int size)
@@ -339,9 +342,7 @@ static void forward_work(void *context, int rank, crnn_team *team)
         }
     }
     if (s->small) return;
-    size_t lo, hi;
-    crnn_share(s->R, 1, rank, crnn_team_size(team), &lo, &hi);
-    copy_outputs(s, &call->args, lo, hi);
+    copy_outputs(s, &call->args, rank, crnn_team_size(team));
     for (size_t q = 0; q < s->L * s->D && s->plan.far; q++)
         push_out_forward(s, s->layers + q, rank, crnn_team_size(team));
 }
@@ -360,7 +361,7 @@ static void start_forward(run_state *s, const crnn_forward_args *args, forward_c
         if (run->bias) start_gates(s, run, run->bias, 0, s->UV);
     }
     *call = (forward_call){.s = s, .args = *args};
-    for (int i = 0; i < CRNN_MAX_THREADS; i++) call->bad[i] = -1;
+    for (int i = 0; i < s->plan.threads; i++) call->bad[i] = -1;
 }
 
 static void finish_forward(const forward_call *call)
@@ -368,14 +369,14 @@ static void finish_forward(const forward_call *call)
     const run_state *s = call->s;
     const crnn_forward_args *args = &call->args;
     size_t LD = s->L * s->D, BH = s->B * s->H;
-    if (s->small) copy_outputs(s, args, 0, s->R);
+    if (s->small) copy_outputs(s, args, 0, 1);
     for (size_t q = 0; q < LD; q++)
         for (size_t i = 0; i < s->B; i++) {
             size_t row = last_state_row(s, i) * s->ldh, out = q * BH + i * s->H;
             if (args->h_n) memcpy((T *)args->h_n + out, s->layers[q].h + row, s->H * sizeof(T));
             if (args->c_n && s->layers[q].c) memcpy((T *)args->c_n + out, s->layers[q].c + row, s->H * sizeof(T));
         }
-    if (args->bad) *args->bad = first_bad(call->bad, CRNN_MAX_THREADS);
+    if (args->bad) *args->bad = first_bad(call->bad, (size_t)s->plan.threads);
 }
 
 /* One step from the states in place. */
@@ -384,5 +385,5 @@ static void run_step(run_state *s, const void *x, void *y)
     if (s->ids) memcpy(s->ids, x, s->R * sizeof(int64_t));
     forward_call call = {.s = s, .args = {.x = s->ids ? NULL : x, .y = y}, .turn = s->turn ^= 1};
     crnn_parallel(s->plan.threads, s->plan.brief, forward_work, &call);
-    copy_outputs(s, &call.args, 0, s->R);
+    copy_outputs(s, &call.args, 0, 1);
 }

@@ -42,6 +42,9 @@ typedef struct {
 
 static int equally_long(const crnn_batch *batch) { return (size_t)batch->offsets[batch->steps] == batch->batch * batch->steps; }
 
+/* From one half's memory to the other's: beyond what the hardware fetches ahead. */
+#define HALVES_APART ((size_t)4096)
+
 /* What the caller has and wants: widths of packed rows, or 0, and states, or null. */
 typedef struct {
     size_t in, out;
@@ -77,16 +80,16 @@ static void lay_out_both(arena *a, half_batch *half, const crnn_stack *stack, co
                          const half_needs *needs)
 {
     lay_out_half(a, half, stack, batch, 0, middle, needs);
+    take(a, HALVES_APART, 1);
     lay_out_half(a, half + 1, stack, batch, middle, batch->batch - middle, needs);
 }
 
-/* (L, B, H) of the whole, as a half has it. */
-static const T *states_of_half(const half_batch *half, int which, const void *from, const crnn_stack *stack)
+/* (L, B, H) of the whole to a half's own, and back. */
+static void take_states(const half_batch *half, int which, const void *from, const crnn_stack *stack)
 {
     const size_t width = stack->hidden, n = half->batch.batch * width;
     for (size_t l = 0; from && l < stack->layers; l++)
         memcpy(half->states[which] + l * n, (const T *)from + (l * half->whole->batch + half->first) * width, n * sizeof(T));
-    return half->states[which];
 }
 
 static void give_states(const half_batch *half, int which, void *to, const crnn_stack *stack)
@@ -102,20 +105,19 @@ static crnn_view view_of_half(const half_batch *half, crnn_view view, const void
     if (view.sequences) view.sequences += half->first;
     if (view.sequences || !starts) return view;
     for (size_t i = 0; i < half->batch.batch; i++) starts[i] = (T *)packed + (half->first + i) * width;
-    return (crnn_view){starts, (ptrdiff_t)(half->whole->batch * width * sizeof(T))};
+    return (crnn_view){starts, (ptrdiff_t)(half->whole->batch * width * sizeof(T)), 0};
 }
 
-/* Packed rows of the whole, as a half has them. */
-static const T *rows_of_half(const half_batch *half, const T *whole, size_t width)
+/* Packed rows of the whole to a half's own, and back, where it has some. */
+static void take_rows_of_half(const half_batch *half, const T *whole, size_t width)
 {
     for (size_t t = 0; half->rows_in && t < half->batch.steps; t++) {
         const size_t at = (size_t)half->batch.offsets[t], n = (size_t)half->batch.offsets[t + 1] - at;
         memcpy(half->rows_in + at * width, whole + ((size_t)half->whole->offsets[t] + half->first) * width, n * width * sizeof(T));
     }
-    return half->rows_in;
 }
 
-static void give_rows(const half_batch *half, T *whole, size_t width)
+static void give_rows_of_half(const half_batch *half, T *whole, size_t width)
 {
     for (size_t t = 0; half->rows_out && t < half->batch.steps; t++) {
         const size_t at = (size_t)half->batch.offsets[t], n = (size_t)half->batch.offsets[t + 1] - at;
@@ -184,9 +186,40 @@ static size_t threads_of_halves(const crnn_stack *stack, const crnn_batch *batch
     return flops < fmax(2e5, 5e11 * crnn_handover((int)most)) ? 1 : most;
 }
 
-/* From one half's memory to the other's: beyond what the hardware fetches ahead. */
-#define HALVES_APART ((size_t)4096)
 static size_t apart(size_t bytes) { return bytes && bytes < SIZE_MAX - 2 * HALVES_APART ? round_up(bytes + HALVES_APART, CRNN_LINE) : 0; }
+
+/* A half's forward call. What comes before and after it is its own threads' work too: they read and write the same lines again. */
+typedef struct {
+    forward_call call;
+    half_batch *half;
+    const crnn_stack *stack;
+    const crnn_forward_args *whole;
+    crnn_forward_args own;
+    run_state plan, *run;
+    char *block;
+    size_t bytes;
+} half_forward;
+
+static void half_forward_work(void *context, int rank, crnn_team *team)
+{
+    half_forward *f = context;
+    const crnn_forward_args *whole = f->whole;
+    if (rank == 0) {
+        take_rows_of_half(f->half, whole->x, f->stack->input);
+        take_states(f->half, 0, whole->h0, f->stack);
+        take_states(f->half, 1, whole->c0, f->stack);
+        f->run = place_run(&f->plan, f->bytes, f->block, f->stack, &f->own);
+        start_forward(f->run, &f->own, &f->call);
+    }
+    crnn_barrier(team);
+    forward_work(&f->call, rank, team);
+    crnn_barrier(team);
+    if (rank > 0) return;
+    finish_forward(&f->call);
+    give_rows_of_half(f->half, whole->y, f->stack->hidden);
+    give_states(f->half, 2, whole->h_n, f->stack);
+    give_states(f->half, 3, whole->c_n, f->stack);
+}
 
 static crnn_status forward_halves(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, size_t middle,
                                   crnn_tape **tape)
@@ -196,10 +229,7 @@ static crnn_status forward_halves(const crnn_stack *stack, const crnn_batch *bat
     T *y = args->y_view.sequences ? NULL : args->y;
     const half_needs needs = {x ? stack->input : 0, y ? stack->hidden : 0, {args->h0, args->c0, args->h_n, args->c_n}};
     half_batch half[2];
-    forward_call calls[2];
-    crnn_forward_args own[2];
-    run_state plans[2];
-    size_t bytes[2];
+    half_forward work[2];
     arena measure = {0};
     lay_out_both(&measure, half, stack, batch, middle, &needs);
     char *room = measure.overflow ? NULL : crnn_allocate(measure.used), *block = NULL;
@@ -207,38 +237,31 @@ static crnn_status forward_halves(const crnn_stack *stack, const crnn_batch *bat
     arena place = {.base = room};
     lay_out_both(&place, half, stack, batch, middle, &needs);
     for (int i = 0; i < 2; i++) {
-        own[i] = *args;
-        own[i].x_view = view_of_half(half + i, args->x_view, x, stack->input, half[i].in);
-        own[i].y_view = view_of_half(half + i, args->y_view, y, stack->hidden, half[i].out);
-        own[i].x = rows_of_half(half + i, x, stack->input);
-        own[i].y = half[i].rows_out;
-        own[i].bad = &half[i].bad;
-        own[i].h0 = states_of_half(half + i, 0, args->h0, stack);
-        own[i].c0 = states_of_half(half + i, 1, args->c0, stack);
-        own[i].h_n = half[i].states[2];
-        own[i].c_n = half[i].states[3];
-        bytes[i] = apart(plan_run(plans + i, stack, &half[i].batch, own + i, tape != NULL, threads));
+        crnn_forward_args *own = &work[i].own;
+        work[i].half = half + i, work[i].stack = stack, work[i].whole = args;
+        *own = *args;
+        own->x_view = view_of_half(half + i, args->x_view, x, stack->input, half[i].in);
+        own->y_view = view_of_half(half + i, args->y_view, y, stack->hidden, half[i].out);
+        own->x = half[i].rows_in;
+        own->y = half[i].rows_out;
+        own->bad = &half[i].bad;
+        own->h0 = half[i].states[0], own->c0 = half[i].states[1];
+        own->h_n = half[i].states[2], own->c_n = half[i].states[3];
+        work[i].bytes = apart(plan_run(&work[i].plan, stack, &half[i].batch, own, tape != NULL, threads));
     }
-    if (bytes[0] && bytes[1] && bytes[0] + bytes[1] > bytes[0]) block = crnn_allocate(bytes[0] + bytes[1]);
+    const size_t first = work[0].bytes, both = first + work[1].bytes;
+    if (first && both > first) block = crnn_allocate(both);
     if (!block) {
         crnn_release(room);
         return CRNN_NOMEM;
     }
-    run_state *first = place_run(plans, bytes[0] + bytes[1], block, stack, own);
-    run_state *second = place_run(plans + 1, bytes[1], block + bytes[0], stack, own + 1);
-    first->head.other = &second->head;
-    start_forward(first, own, calls);
-    start_forward(second, own + 1, calls + 1);
-    const halves_job job = {.work = forward_work, .contexts = {calls, calls + 1}, .threads = (int)threads};
-    crnn_parallel((int)threads, first->plan.brief, halves_work, (void *)&job);
-    for (int i = 0; i < 2; i++) {
-        finish_forward(calls + i);
-        give_rows(half + i, y, stack->hidden);
-        give_states(half + i, 2, args->h_n, stack);
-        give_states(half + i, 3, args->c_n, stack);
-    }
+    work[0].block = block, work[1].block = block + first;
+    work[0].bytes = both; /* of the tape that is the caller's */
+    const halves_job job = {.work = half_forward_work, .contexts = {work, work + 1}, .threads = (int)threads};
+    crnn_parallel((int)threads, work[0].plan.plan.brief, halves_work, (void *)&job);
     tell_bad(args->bad, half, &args->x_view);
-    if (tape) *tape = &first->head;
+    work[0].run->head.other = &work[1].run->head;
+    if (tape) *tape = &work[0].run->head;
     else crnn_release(block);
     crnn_release(room);
     return CRNN_OK;
@@ -280,6 +303,36 @@ static void lay_out_halves(arena *a, halves_back *back, const crnn_stack *stack,
     take(a, HALVES_APART, 1);
 }
 
+/* A half's backward call, as half_forward. */
+typedef struct {
+    _Alignas(2 * CRNN_LINE) backward_call call;
+    half_batch *half;
+    const crnn_backward_args *whole;
+    crnn_backward_args own;
+    char *block;
+} half_backward;
+
+static void half_backward_work(void *context, int rank, crnn_team *team)
+{
+    half_backward *b = context;
+    const crnn_backward_args *whole = b->whole;
+    const crnn_stack *stack = b->call.stack;
+    if (rank == 0) {
+        take_rows_of_half(b->half, whole->dy, stack->hidden);
+        take_states(b->half, 0, whole->dh_n, stack);
+        take_states(b->half, 1, whole->dc_n, stack);
+        place_backward(&b->call, b->block);
+    }
+    crnn_barrier(team);
+    backward_work(&b->call, rank, team);
+    crnn_barrier(team);
+    if (rank > 0) return;
+    finish_backward(&b->call);
+    give_rows_of_half(b->half, whole->dx, stack->input);
+    give_states(b->half, 2, whole->dh0, stack);
+    give_states(b->half, 3, whole->dc0, stack);
+}
+
 static crnn_status backward_halves(const crnn_stack *stack, const crnn_batch *batch, const run_state *first, const run_state *second,
                                    const crnn_backward_args *args)
 {
@@ -288,8 +341,7 @@ static crnn_status backward_halves(const crnn_stack *stack, const crnn_batch *ba
     const half_needs needs = {dy ? stack->hidden : 0, dx ? stack->input : 0, {args->dh_n, args->dc_n, args->dh0, args->dc0}};
     const run_state *run[2] = {first, second};
     halves_back back;
-    crnn_backward_args own[2];
-    backward_call calls[2];
+    half_backward work[2];
     size_t bytes[2];
     arena measure = {0};
     lay_out_halves(&measure, &back, stack, batch, args->grads, first->B, &needs);
@@ -299,34 +351,27 @@ static crnn_status backward_halves(const crnn_stack *stack, const crnn_batch *ba
     lay_out_halves(&place, &back, stack, batch, args->grads, first->B, &needs);
     for (int i = 0; i < 2; i++) {
         half_batch *half = back.half + i;
-        own[i] = *args;
-        own[i].dy_view = view_of_half(half, args->dy_view, dy, stack->hidden, half->in);
-        own[i].dx_view = view_of_half(half, args->dx_view, dx, stack->input, half->out);
-        own[i].dy = rows_of_half(half, dy, stack->hidden);
-        own[i].dx = half->rows_out;
-        own[i].bad = &half->bad;
-        own[i].dh_n = states_of_half(half, 0, args->dh_n, stack);
-        own[i].dc_n = states_of_half(half, 1, args->dc_n, stack);
-        own[i].dh0 = half->states[2];
-        own[i].dc0 = half->states[3];
-        if (i) own[i].grads = back.grads, own[i].accumulate = 0;
-        bytes[i] = apart(plan_backward(run[i], stack, own + i, calls + i));
+        crnn_backward_args *own = &work[i].own;
+        work[i].half = half, work[i].whole = args;
+        *own = *args;
+        own->dy_view = view_of_half(half, args->dy_view, dy, stack->hidden, half->in);
+        own->dx_view = view_of_half(half, args->dx_view, dx, stack->input, half->out);
+        own->dy = half->rows_in;
+        own->dx = half->rows_out;
+        own->bad = &half->bad;
+        own->dh_n = half->states[0], own->dc_n = half->states[1];
+        own->dh0 = half->states[2], own->dc0 = half->states[3];
+        if (i) own->grads = back.grads, own->accumulate = 0;
+        bytes[i] = apart(plan_backward(run[i], stack, own, &work[i].call));
     }
     if (bytes[0] && bytes[1] && bytes[0] + bytes[1] > bytes[0]) block = crnn_allocate(bytes[0] + bytes[1]);
     if (!block) {
         crnn_release(room);
         return CRNN_NOMEM;
     }
-    place_backward(calls, block);
-    place_backward(calls + 1, block + bytes[0]);
-    const halves_job job = {backward_work, {calls, calls + 1}, first->plan.halves, back.sums, back.sum_count};
+    work[0].block = block, work[1].block = block + bytes[0];
+    const halves_job job = {half_backward_work, {work, work + 1}, first->plan.halves, back.sums, back.sum_count};
     crnn_parallel(job.threads, first->plan.brief, halves_work, (void *)&job);
-    for (int i = 0; i < 2; i++) {
-        finish_backward(calls + i);
-        give_rows(back.half + i, dx, stack->input);
-        give_states(back.half + i, 2, args->dh0, stack);
-        give_states(back.half + i, 3, args->dc0, stack);
-    }
     tell_bad(args->bad, back.half, &args->dy_view);
     crnn_release(block);
     crnn_release(room);

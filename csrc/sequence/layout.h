@@ -146,10 +146,10 @@ INLINE void note_bad(int64_t *bad, size_t row)
     if (*bad < 0 || (int64_t)row < *bad) *bad = (int64_t)row;
 }
 
-static int64_t first_bad(const int64_t *bad, int count)
+static int64_t first_bad(const int64_t *bad, size_t count)
 {
     int64_t first = -1;
-    for (int i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++)
         if (bad[i] >= 0) note_bad(&first, (size_t)bad[i]);
     return first;
 }

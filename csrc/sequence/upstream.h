@@ -32,7 +32,7 @@ INLINE const char *upstream_row(const backward_call *call, size_t q, size_t t, s
 /* Directions may be walked by two threads with the same rank. */
 INLINE int64_t *bad_of(const backward_call *call, size_t q, int rank)
 {
-    return call->bad + q % call->s->D * CRNN_MAX_THREADS + (size_t)rank;
+    return call->bad + q % call->s->D * (size_t)call->s->plan.threads + (size_t)rank;
 }
 
 /* Columns from `first` on of that row, `width` of them. */

@@ -107,6 +107,7 @@ static void gradients_of_input(const backward_call *call, int rank, crnn_team *t
         if (e > 0) crnn_barrier(team);
         while (take_rows_of(call, e, OF_INPUT, s->R, rank, &lo, &hi)) input_gradient(call, e, lo, hi, to, rank);
     }
+    if (to.view) crnn_zero_tails(to.view, s->length, s->B, width * sizeof(T), rank, crnn_team_size(team));
 }
 
 static void gradients_of_start(const backward_call *call)
@@ -205,6 +206,7 @@ static void lay_out_back(arena *a, backward_call *call)
     call->ld_block = leading(widest);
     call->rooms = TAKE(a, T, (size_t)s->plan.threads * LYING_DEPTH * 4 * VW);
     call->hands = TAKE(a, crnn_hand, s->L * s->D * OF_COUNT * (size_t)s->plan.threads);
+    call->bad = TAKE(a, int64_t, s->D * (size_t)s->plan.threads);
     call->bias_sum = TAKE(a, T, (size_t)s->shape.gates * s->H);
     call->blocks = take_rows(a, (size_t)s->plan.threads * PRODUCT_ROWS, call->ld_block);
     T *reset = s->shape.candidate.gates ? take_rows(a, window ? losses : s->D * s->R, s->ldh) : NULL;
@@ -231,8 +233,7 @@ static void lay_out_back(arena *a, backward_call *call)
 /* What comes before and after backward_work: bytes that it needs (0: too many), which of them is what, and what came out. */
 static size_t plan_backward(const run_state *s, const crnn_stack *stack, const crnn_backward_args *args, backward_call *call)
 {
-    *call = (backward_call){.s = s, .stack = stack, .args = args, .bad = call->bad_rows};
-    for (int i = 0; i < 2 * CRNN_MAX_THREADS; i++) call->bad[i] = -1;
+    *call = (backward_call){.s = s, .stack = stack, .args = args};
     call->view_ld = even_rows(&args->dy_view, s->B);
     call->wants_dx = !s->ids && (args->dx || args->dx_view.sequences);
     call->overlap = args->truncation == CRNN_CHUNK && args->k2 > args->k1;
@@ -246,6 +247,7 @@ static void place_backward(backward_call *call, char *block)
     const run_state *s = call->s;
     arena place = {.base = block};
     lay_out_back(&place, call);
+    for (size_t i = 0; i < s->D * (size_t)s->plan.threads; i++) call->bad[i] = -1;
     for (size_t q = 0; q < s->L * s->D; q++) {
         layer_back *back = call->layers + q;
         deal_rows_of(call, q, OF_WEIGHT_IH, (size_t)s->shape.gates, s->H);
@@ -259,5 +261,5 @@ static void place_backward(backward_call *call, char *block)
 
 static void finish_backward(const backward_call *call)
 {
-    if (call->args->bad) *call->args->bad = first_bad(call->bad, 2 * CRNN_MAX_THREADS);
+    if (call->args->bad) *call->args->bad = first_bad(call->bad, call->s->D * (size_t)call->s->plan.threads);
 }

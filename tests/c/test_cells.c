@@ -230,11 +230,14 @@ static void check_same_gradients(crnn_dtype dtype, const backward_call *a, const
 /* Packed values (null: room for them) as sequences, three elements between their steps that nobody may look at: each on its own,
  * or all evenly spaced in one block, whose steps may lie backwards. */
 typedef enum { APART, EVENLY, EVENLY_BACKWARDS } spacing;
-static void **scattered(crnn_dtype dtype, const double *values, size_t width, spacing evenly, ptrdiff_t *step)
+static void **scattered(crnn_dtype dtype, const double *values, size_t width, spacing evenly, crnn_view *view)
 {
     void **starts = allocate(now.batch * sizeof *starts);
     const int backwards = evenly == EVENLY_BACKWARDS;
+    ptrdiff_t *step = &view->step;
     *step = (ptrdiff_t)((width + 3) * element(dtype));
+    view->steps = evenly == EVENLY ? now.steps : 0;
+    view->sequences = starts;
     const size_t apart = now.steps * (width + 3) + 1;
     char *block = evenly ? buffer(dtype, now.batch * apart) : NULL;
     for (size_t e = 0; evenly && e < now.batch * apart; e++) put(dtype, block, e, NAN);
@@ -252,11 +255,13 @@ static void **scattered(crnn_dtype dtype, const double *values, size_t width, sp
     return starts;
 }
 
-/* The reverse; what lies between the steps must still be as it was. */
-static void *collected(crnn_dtype dtype, void **starts, size_t width, ptrdiff_t step, const char *where)
+/* The reverse; what lies between the steps must still be as it was, and zero what lies beyond a sequence's end. */
+static void *collected(crnn_dtype dtype, const crnn_view *view, size_t width, const char *where)
 {
     void *packed = buffer(dtype, rows_of(&net) * width);
-    for (size_t i = 0; i < now.batch; i++)
+    void *const *starts = view->sequences;
+    const ptrdiff_t step = view->step;
+    for (size_t i = 0; i < now.batch; i++) {
         for (size_t t = 0; t < net.lengths[i]; t++) {
             const char *at = (char *)starts[i] + (ptrdiff_t)t * step;
             const int between = step > 0 ? t + 1 < net.lengths[i] : t > 0;
@@ -264,6 +269,13 @@ static void *collected(crnn_dtype dtype, void **starts, size_t width, ptrdiff_t 
             for (size_t k = width; between && k < width + 3; k++)
                 CHECK(isnan(get(dtype, at, k)), "%s: sequence %zu was written to after step %zu", where, i, t);
         }
+        for (size_t t = net.lengths[i]; t < view->steps; t++)
+            for (size_t k = 0; k < width + 3; k++) {
+                const double found = get(dtype, (char *)starts[i] + (ptrdiff_t)t * step, k);
+                CHECK(k < width ? found == 0 : isnan(found), "%s: sequence %zu, beyond its end: %g in step %zu, place %zu", where, i,
+                      found, t, k);
+            }
+    }
     return packed;
 }
 
@@ -272,12 +284,12 @@ static void check_outputs_apart(problem *p, const void *y, spacing evenly, crnn_
 {
     crnn_dtype dtype = p->stack.dtype;
     size_t width = now.directions * now.hidden;
-    void **ys = scattered(dtype, NULL, width, evenly, &p->forward.y_view.step);
     new_forward_outputs(p);
-    p->forward.y = NULL, p->forward.y_view.sequences = ys, *p->forward.bad = 77;
+    void **ys = scattered(dtype, NULL, width, evenly, &p->forward.y_view);
+    p->forward.y = NULL, *p->forward.bad = 77;
     crnn_forward(&p->stack, &p->batch, &p->forward, tape);
     CHECK(*p->forward.bad == -1, "%s: finite input, but row %lld is named", where, (long long)*p->forward.bad);
-    check_same_bits(collected(dtype, ys, width, p->forward.y_view.step, where), y, rows_of(&net) * width * element(dtype),
+    check_same_bits(collected(dtype, &p->forward.y_view, width, where), y, rows_of(&net) * width * element(dtype),
                     tape ? "y of sequences" : "y of sequences, inference", where);
     p->forward.y_view.sequences = NULL;
     free(ys);
@@ -298,7 +310,7 @@ static void test_views(const problem *packed, const void *y, const backward_call
     void **xs = NULL, **dys = NULL, **dxs = NULL;
     if (!now.onehot) {
         p.forward.x = NULL;
-        p.forward.x_view.sequences = xs = scattered(dtype, net.x, now.input, APART, &p.forward.x_view.step);
+        xs = scattered(dtype, net.x, now.input, APART, &p.forward.x_view);
     }
     check_outputs_apart(&p, y, APART, NULL, where);
     check_outputs_apart(&p, y, EVENLY_BACKWARDS, NULL, where);
@@ -309,16 +321,16 @@ static void test_views(const problem *packed, const void *y, const backward_call
         const spacing evenly = n == last ? EVENLY_BACKWARDS : n % 2 ? EVENLY : APART;
         backward_call call = new_backward(dtype, &SCHEMES[s]);
         call.args.dy = NULL, call.args.bad = &bad;
-        call.args.dy_view.sequences = dys = scattered(dtype, dy, y_width, evenly, &call.args.dy_view.step);
+        dys = scattered(dtype, dy, y_width, evenly, &call.args.dy_view);
         if (!now.onehot) {
             call.args.dx = NULL;
-            call.args.dx_view.sequences = dxs = scattered(dtype, NULL, now.input, evenly, &call.args.dx_view.step);
+            dxs = scattered(dtype, NULL, now.input, evenly, &call.args.dx_view);
         }
         bad = 77;
         crnn_backward(&p.stack, &p.batch, tape, &call.args);
         CHECK(bad == -1, "%s: finite gradients, but row %lld is named", where, (long long)bad);
         backward_call seen = call;
-        if (dxs) seen.args.dx = collected(dtype, dxs, now.input, call.args.dx_view.step, where);
+        if (dxs) seen.args.dx = collected(dtype, &call.args.dx_view, now.input, where);
         check_same_gradients(dtype, &first[s], &seen, where);
         put(dtype, (char *)dys[i] + (ptrdiff_t)t * call.args.dy_view.step, random_below(y_width), t % 2 ? NAN : -INFINITY);
         crnn_backward(&p.stack, &p.batch, tape, &call.args);

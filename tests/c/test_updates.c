@@ -178,22 +178,6 @@ static void test_long_sum(const char *isa, crnn_dtype dtype)
     free_buffers();
 }
 
-/* Few rows, for one thread, and enough of them to be shared; lengths 0, all steps and between. */
-static void test_tails(size_t batch, size_t steps, size_t row)
-{
-    int64_t *lengths = allocate(batch * sizeof *lengths);
-    unsigned char *data = allocate(batch * steps * row);
-    memset(data, 0xa5, batch * steps * row);
-    for (size_t i = 0; i < batch; i++) lengths[i] = (int64_t)(i % 3 == 1 ? 0 : i % 5 == 0 ? steps : i * 7 % (steps + 1));
-    crnn_zero_tails(data, lengths, batch, steps, row);
-    for (size_t i = 0; i < batch * steps * row; i++) {
-        const size_t sequence = i / (steps * row), step_of = i / row % steps;
-        const int want = step_of < (size_t)lengths[sequence] ? 0xa5 : 0;
-        CHECK(data[i] == want, "tails of %zu x %zu x %zu: byte %zu is %d", batch, steps, row, i, data[i]);
-    }
-    free(lengths), free(data);
-}
-
 int main(void)
 {
     announce_isas();
@@ -202,9 +186,6 @@ int main(void)
     for (int threads = 1; threads <= 2; threads++) {
         crnn_set_threads(threads);
         on_every_isa(test_all);
-        test_tails(5, 9, 12);
-        test_tails(31, 40, 404);
-        test_tails(1, 3000, 64);
     }
     return finish("test_updates");
 }
