@@ -324,7 +324,7 @@ def test_lengths_that_cannot_be_arranged_are_refused():
 @pytest.mark.parametrize("gap", [0, 3])
 @pytest.mark.parametrize(("layers", "directions"), [(1, 1), (2, 2)])
 def test_results_are_zero_where_sequences_are_over(lengths, count, gap, layers, directions, isa, threads):
-    """Few rows, a batch as a whole, and (one direction, last lengths) in halves, in arrays longer than the sequences."""
+    """Few rows, a batch as a whole, and (one direction, many lengths) in halves; arrays longer than sequences."""
     case = Case("lstm", 5, 9, lengths, layers, bidirectional=directions == 2, dtype="float32")
     p = grid.problem_of(case)
     stack, weights = stack_of(case, p.params)
