@@ -115,6 +115,8 @@ def results_of(form: Batch, rows: np.ndarray):
     else:
         for row, s, t in zip(rows, form.geometry.sequence, form.geometry.step):
             room[s][t] = row
+        for sequence, length in zip(room, form.geometry.lengths):
+            sequence[length if len(rows) else len(sequence) :] = 0  # without rows no kernel is called
     return result
 
 
@@ -139,10 +141,7 @@ def test_padded_and_list_forms_give_the_same_rows(lengths, beyond):
     for back, x in zip(results_of(as_list, rows), xs, strict=True):
         np.testing.assert_array_equal(back, x)
     back = results_of(as_padded, rows)
-    assert back.shape == padded.shape
-    for row, x in zip(back, xs, strict=True):  # whoever fills an array zeroes what is beyond; nobody does without rows
-        np.testing.assert_array_equal(row[: len(x)], x)
-    assert len(rows) or not back.any()
+    np.testing.assert_array_equal(back, np.nan_to_num(padded))
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 5])
