@@ -270,8 +270,7 @@ class Recurrent:
         rows = batch.read(x, self.input_size, self.dtype, "x")
         geometry = batch.geometry
         h0, c0 = self._read_state(state, geometry, "state")
-        masked = keep and self.dropout > 0 and self.num_layers > 1
-        apart = batch.is_dense and self._stack.in_halves(geometry.offsets, geometry.batch_size, masked, keep)
+        apart = batch.is_dense and self._stack.in_halves(geometry.offsets, geometry.batch_size, self._masked(keep), keep)
         y, output = batch.results(self.output_size, self.dtype, apart)
         try:
             _, h_n, c_n, tape = self._forward_packed(rows, geometry, h0, c0, keep, self._rng, y)
@@ -368,7 +367,7 @@ class Recurrent:
             _pass_through((h0, c0), (h_n, c_n))
             return y, h_n, c_n, None
         masks = None
-        if keep and rng is not None and self.dropout and self.num_layers > 1:
+        if rng is not None and self._masked(keep):
             masks = self._masks(geometry.rows, rng)
         tape = self._stack.forward(rows, geometry.offsets, h0, c0, y, h_n, c_n, keep, masks, geometry.order)
         return y, h_n, c_n, tape
@@ -428,6 +427,9 @@ class Recurrent:
         return dx, dh0, dc0
 
     # ------------------------------------------------------------------------------------------------------- pieces
+
+    def _masked(self, keep: bool) -> bool:
+        return keep and self.dropout > 0 and self.num_layers > 1
 
     def _masks(self, rows: int, rng: np.random.Generator) -> np.ndarray:
         """Inverted dropout between layers: (layers-1, rows, directions*H) of 0 and 1/(1-p)."""
