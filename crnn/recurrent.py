@@ -270,7 +270,8 @@ class Recurrent:
         rows = batch.read(x, self.input_size, self.dtype, "x")
         geometry = batch.geometry
         h0, c0 = self._read_state(state, geometry, "state")
-        apart = batch.is_dense and self._stack.in_halves(geometry.offsets, geometry.batch_size, self._masked(keep), keep)
+        masked = self._masked(keep)
+        apart = batch.is_dense and self._stack.in_halves(geometry.offsets, geometry.batch_size, masked, keep)
         y, output = batch.results(self.output_size, self.dtype, apart)
         try:
             _, h_n, c_n, tape = self._forward_packed(rows, geometry, h0, c0, keep, self._rng, y)
