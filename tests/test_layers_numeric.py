@@ -207,7 +207,8 @@ INFERENCE = [
         (17, (3, 0, 7, 1, 2, 2), 2, False, "float32"),
         (8, (4, 4, 4), 1, True, "float64"),
         (33, (1,), 1, False, "float32"),
-        (64, (20, 33, 5, 0, 33) * 5, 1, False, "float32"),  # several chunks of steps, whose gates inference forgets
+        (64, (20, 33, 5, 0, 33) * 5, 1, False, "float32"),  # two halves
+        (200, (20, 33, 5, 0, 33) * 5, 1, False, "float32"),  # several chunks of steps, whose gates inference forgets
         (65, (40,) * 9, 2, False, "float64"),
     ]
 ]

@@ -103,6 +103,23 @@ def test_threads_do_not_change_a_bit_of_a_step(kind, hidden, isa, threads, rng):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
+def test_threads_may_change_between_steps(kind, isa, threads, rng):
+    """A stream made for some threads has rooms for no more: others share one."""
+    layer = make(kind, sizes=(70, 130), dtype=np.float32)
+    x = rng.normal(size=(6, 8, 70)).astype(np.float32)
+    _kernels.assume_handover(1e-7)
+    outputs = []
+    for made, counts in ((1, (1,) * 6), (1, (1, 3, 2, 2, 3, 1)), (2, (2, 3, 1, 3, 2, 2)), (3, (2, 3, 3, 1, 2, 3))):
+        threads(made)
+        stream = layer.stream(8)
+        outputs.append([])
+        for step, count in zip(x, counts, strict=True):
+            threads(count)
+            outputs[-1].append(stream.step(step).copy())
+    assert all(np.array_equal(outputs[0], other) for other in outputs[1:])
+
+
+@pytest.mark.parametrize("kind", LAYERS)
 def test_turned_rows_have_the_bits_of_packed_weights(kind, isa, rng):
     """16 rows fill the lanes of AVX's vectors (simd/turned.h); 40 are too many for anything but packed weights."""
     if isa not in ("avx2", "avx512"):

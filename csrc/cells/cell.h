@@ -7,6 +7,7 @@ typedef struct {
     const T *c_prev;
     T *h, *c;
     size_t ldh;
+    T *reset;         /* GRU, reset before, first half: takes r * h_prev */
 } forward_patch;
 
 typedef struct {

@@ -23,7 +23,7 @@ NOINLINE void gru_before_gates(const forward_patch *p, size_t rows, size_t vecto
             V r = v_sigmoid(load(gates));
             store(gates, r);
             store(gates + p->Hp, v_sigmoid(load(gates + p->Hp)));
-            store(gates + 3 * p->Hp, r * load(p->h_prev + i * p->ldh + j));
+            store(p->reset + i * p->ldh + j, r * load(p->h_prev + i * p->ldh + j));
         }
 }
 

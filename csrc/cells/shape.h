@@ -4,9 +4,8 @@
  * A row of gates has `slots` fields of Hp = H rounded up to whole vectors.
  *   RNN   slot 0: pre-activation (not kept after h is known; backward puts d_pre there)
  *   LSTM  slots 0..3: i, f, g, o
- *   GRU   slots 0, 1, 2: r, z, n;  slot 3: reset_after: W_n h + b_hn;  reset before: r * h_{t-1}
- * Backward fills rows of the same layout with the gradients of the pre-activations; GRU slot 3 then holds the
- * gradient of W_n h + b_hn (reset_after). */
+ *   GRU   slots 0, 1, 2: r, z, n;  slot 3, reset after: W_n h + b_hn
+ * Backward fills rows of the same layout with the gradients of the pre-activations; slot 3 then holds the gradient of W_n h + b_hn. */
 typedef enum { KIND_RNN_TANH, KIND_RNN_SIGMOID, KIND_RNN_RELU, KIND_LSTM, KIND_GRU_AFTER, KIND_GRU_BEFORE } cell_kind;
 
 /* One product with the recurrent weights: gate g of W_hh goes to (and its gradient comes from) slot[g]. */
@@ -37,7 +36,7 @@ static cell_shape shape_of(const crnn_stack *stack)
     case CRNN_GRU:
         if (stack->reset_after)
             return (cell_shape){KIND_GRU_AFTER, stack->z_state, 3, 4, three, after, {0}, {0, 1, 3, 0}};
-        return (cell_shape){KIND_GRU_BEFORE, stack->z_state, 3, 4, three, two, last, {0, 1, 2, 0}};
+        return (cell_shape){KIND_GRU_BEFORE, stack->z_state, 3, 3, three, two, last, {0, 1, 2, 0}};
     case CRNN_RNN_SIGMOID: return (cell_shape){KIND_RNN_SIGMOID, 0, 1, 1, one, one, {0}, {0}};
     case CRNN_RNN_RELU: return (cell_shape){KIND_RNN_RELU, 0, 1, 1, one, one, {0}, {0}};
     default: return (cell_shape){KIND_RNN_TANH, 0, 1, 1, one, one, {0}, {0}};

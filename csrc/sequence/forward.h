@@ -200,9 +200,9 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
     size_t n = block_rows(s, t), hi = i1 < n ? i1 : n;
     if (i0 >= hi) return;
     size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0;
-    size_t g = (size_t)product->gates, lda = candidate ? s->ldg : s->ldh;
+    size_t g = (size_t)product->gates;
     T *gates = run->gates + (row - gate_base) * s->ldg;
-    const T *a = candidate ? gates + 3 * s->Hp : run->h + before * s->ldh;
+    const T *a = candidate ? run->reset + (row - gate_base) * s->ldh : run->h + before * s->ldh;
     size_t K = t == 0 && s->zero_start ? 0 : s->H; /* nothing to multiply with a state of zeros */
     size_t count = u1 > u0 ? tile_count(u1 - u0, product->units) : 0;
     for (size_t n_tile = 0; n_tile < count; n_tile++) {
@@ -217,10 +217,13 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
             const tile_fetch fetch = fetch_share(&plan, s->keep_gates);
             T *c = gates + done * s->ldg;
             if (K)
-                tiles[halves][nv][mr](K, a + done * lda, lda, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
+                tiles[halves][nv][mr](K, a + done * s->ldh, s->ldh, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
             size_t col = u * VW, prev = (before + done) * s->ldh + col, next = (s->B + row + done) * s->ldh + col;
-            forward_patch patch = {c + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev : NULL, run->h + next,
-                                   run->c ? run->c + next : NULL, s->ldh};
+            size_t prev_c = cell_row(s, before + done, i0 + done) * s->ldh + col;
+            size_t next_c = cell_row(s, s->B + row + done, i0 + done) * s->ldh + col;
+            forward_patch patch = {c + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev_c : NULL, run->h + next,
+                                   run->c ? run->c + next_c : NULL, s->ldh,
+                                   run->reset ? run->reset + (row - gate_base + done) * s->ldh + col : NULL};
             if (candidate) gru_before_state(&patch, mr, units, s->shape.z_state);
             else cell_forward(&s->shape, &patch, mr, units);
             done += mr;
@@ -268,14 +271,14 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         if (!lying && cand->gates) pack_weights(s, cand, run->whh, s->H, run->pack_n, rank, size);
     }
     if (!s->small || run->x) crnn_barrier(team); /* nothing was prepared for others otherwise */
+    const int last = run == s->layers + s->L * s->D - 1;
+    layer_run own = in_own_room(s, run, rank, size);
+    if (run->x) x = own.x;
+    run = &own;
     if (s->small) {
-        small_loop(s, run, x, ldx, i0, i1, u0, u1, call->turn, run == s->layers + s->L * s->D - 1, team);
+        small_loop(s, run, x, ldx, i0, i1, u0, u1, call->turn, last, team);
         return;
     }
-    layer_run own = *run;
-    if (s->gates_apart) own.gates += (size_t)rank * s->chunk_rows * s->ldg;
-    if (s->gates_apart && run->x_late && !s->keep) x = own.x += (size_t)rank * s->chunk_rows * ldx;
-    run = &own;
     for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
         t1 = next_chunk(s, t0);
         size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t0];
@@ -372,9 +375,10 @@ static void finish_forward(const forward_call *call)
     if (s->small) copy_outputs(s, args, 0, 1);
     for (size_t q = 0; q < LD; q++)
         for (size_t i = 0; i < s->B; i++) {
-            size_t row = last_state_row(s, i) * s->ldh, out = q * BH + i * s->H;
-            if (args->h_n) memcpy((T *)args->h_n + out, s->layers[q].h + row, s->H * sizeof(T));
-            if (args->c_n && s->layers[q].c) memcpy((T *)args->c_n + out, s->layers[q].c + row, s->H * sizeof(T));
+            const size_t row = last_state_row(s, i), out = q * BH + i * s->H;
+            const T *c = s->layers[q].c;
+            if (args->h_n) memcpy((T *)args->h_n + out, s->layers[q].h + row * s->ldh, s->H * sizeof(T));
+            if (args->c_n && c) memcpy((T *)args->c_n + out, c + cell_row(s, row, i) * s->ldh, s->H * sizeof(T));
         }
     if (args->bad) *args->bad = first_bad(call->bad, (size_t)s->plan.threads);
 }

@@ -16,7 +16,7 @@ static size_t first_half(const crnn_stack *stack, const crnn_batch *batch, int m
     const cell_shape shape = shape_of(stack);
     const size_t B = batch->batch, H = stack->hidden, I = stack->input, R = (size_t)batch->offsets[batch->steps];
     const size_t GH = (size_t)shape.gates * H, weights = GH * ((I > H ? I : H) + H);
-    const size_t row = I + 2 * H + 2 * (size_t)shape.slots * H;
+    const size_t row = I + 2 * H + 2 * (size_t)(shape.slots + shape.candidate.gates) * H;
     if (stack->directions > 1 || stack->onehot || masked || B < 2 * HALF_LEAST || batch->steps < 2) return 0;
     const size_t share = B / 2 - 1 < HALF_SHARE ? B / 2 - 1 : HALF_SHARE;
     if (weights > HALF_WEIGHTS * share * row || R * row < HALF_ROWS * weights || R * weights < HALF_WORK) return 0;

@@ -13,7 +13,7 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
     if (a->base) s->offsets = offsets;
     size_t GH = (size_t)s->shape.gates * s->Hp;
     T *h = take_rows(a, s->L * s->D * (s->B + s->R), s->ldh);
-    T *c = s->shape.kind == KIND_LSTM ? take_rows(a, s->L * s->D * (s->B + s->R), s->ldh) : NULL;
+    T *c = s->shape.kind == KIND_LSTM ? take_rows(a, s->L * s->D * s->c_rows, s->ldh) : NULL;
     /* Everything of a layer; scratch that only lives during the call (packed weights) is kept too: it is small. */
     for (size_t q = 0; q < s->L * s->D; q++) {
         layer_run *run = a->base ? s->layers + q : &(layer_run){0};
@@ -24,11 +24,11 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
         int onehot = l == 0 && stack->onehot, copied = !onehot && (s->keep || l > 0 || run->reversed || args->x_view.sequences);
         run->ldx = leading(run->input);
         run->x_late = l == 0 && s->x_late;
-        const size_t chunks = s->chunk_rows * (s->gates_apart ? (size_t)s->plan.threads : 1);
-        run->x = copied ? take_rows(a, run->x_late && !s->keep ? chunks : s->R, run->ldx) : NULL;
-        run->gates = take_rows(a, s->keep_gates ? s->R : chunks, s->ldg);
+        run->x = copied ? take_rows(a, run->x_late && !s->keep ? s->rooms * s->chunk_rows : s->R, run->ldx) : NULL;
+        run->gates = take_rows(a, s->keep_gates ? s->R : s->rooms * rows_of_room(s), s->ldg);
+        run->reset = s->shape.candidate.gates ? take_rows(a, s->keep_gates ? s->R : s->rooms * s->chunk_rows, s->ldh) : NULL;
         run->h = a->base ? h + q * (s->B + s->R) * s->ldh : NULL;
-        run->c = a->base && c ? c + q * (s->B + s->R) * s->ldh : NULL;
+        run->c = a->base && c ? c + q * s->c_rows * s->ldh : NULL;
         if (s->small) continue;
         run->bias = TAKE(a, T, (size_t)s->shape.slots * s->Hp);
         size_t packed = input_in_rooms(s) ? (size_t)s->plan.threads * 4 * VW : GH;
@@ -71,7 +71,6 @@ static size_t plan_run(run_state *s, const crnn_stack *stack, const crnn_batch *
     s->small = few_rows(s->R, s->steps, read_width(stack) + s->H) && (s->steps == 1 || !is_wide(s, s->H));
     s->zero_start = args->h0 == NULL;
     s->plan = halves ? plan_half(s, read_width(stack), halves) : choose_threads(s, read_width(stack));
-    s->gates_apart = !s->keep_gates && !s->dense && s->plan.threads > 1 && s->plan.forward == BY_SEQUENCES;
     s->chunk_rows = 262144 / (s->ldg * sizeof(T));
     s->x_late = args->x_view.sequences && !s->small;
     const size_t with_x = 524288 / ((s->ldg + leading(stack->input)) * sizeof(T)); /* both stay near */
@@ -79,6 +78,8 @@ static size_t plan_run(run_state *s, const crnn_stack *stack, const crnn_batch *
     if (s->chunk_rows < 48) s->chunk_rows = 48;
     if (s->chunk_rows > s->R || input_in_rooms(s)) s->chunk_rows = s->R;
     if (s->chunk_rows < s->B) s->chunk_rows = s->B;
+    s->c_rows = keep || s->small ? s->B + s->R : s->B; /* a stepper's h and c lie equally far apart */
+    s->rooms = s->keep_gates ? 1 : rooms_of_gates(s);
     arena measure = {0};
     lay_out(&measure, s, stack, args);
     size_t total = measure.used + round_up(sizeof(run_state), CRNN_LINE);

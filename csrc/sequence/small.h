@@ -155,14 +155,15 @@ static void small_step(const run_state *s, const layer_run *run, const cell_prod
     size_t before = (t ? state_row_before(s, t) : s->B - first) + i0;
     T *gates = run->gates + (row - gate_base) * s->ldg;
     step_input in = {.rows = hi - i0, .all = n, .x = x ? x + row * ldx : NULL, .ldx = ldx};
-    in.h = candidate ? gates + 3 * s->Hp : run->h + before * s->ldh;
-    in.ldh = candidate ? s->ldg : s->ldh;
+    in.h = candidate ? run->reset + (row - gate_base) * s->ldh : run->h + before * s->ldh;
+    in.ldh = s->ldh;
     if (t == 0 && s->zero_start) in.h = NULL;
     small_product(s, run, product, gates, &in, u0, u1, backwards);
     size_t prev = before * s->ldh + col, next = after * s->ldh + col;
-    size_t prev_c = s->stepping ? i0 * s->ldh + col : prev, next_c = s->stepping ? prev_c : next;
+    size_t prev_c = cell_row(s, before, i0) * s->ldh + col, next_c = cell_row(s, after, i0) * s->ldh + col;
     forward_patch patch = {gates + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev_c : NULL, run->h + next,
-                           run->c ? run->c + next_c : NULL, s->ldh};
+                           run->c ? run->c + next_c : NULL, s->ldh,
+                           run->reset ? run->reset + (row - gate_base) * s->ldh + col : NULL};
     if (candidate) gru_before_state(&patch, hi - i0, u1 - u0, s->shape.z_state);
     else cell_forward(&s->shape, &patch, hi - i0, u1 - u0);
 }

@@ -76,12 +76,11 @@ static void gradients_of_layer(const backward_call *call, size_t q, int rank, cr
     if (grads) {
         static const int straight[4] = {0, 1, 2, 3};
         const T *h_prev = back->h_prev ? back->h_prev : run->h;
-        const T *candidate = s->shape.candidate.gates ? run->gates + 3 * s->Hp : NULL;
         const int *hh = s->shape.bias_hh_slot;
         while (grads->weight_ih && run->x && take_rows_of(call, q, OF_WEIGHT_IH, s->H, rank, &lo, &hi))
             weight_gradient(s, back, straight, run->input, run->x, run->ldx, NULL, 0, grads->weight_ih, add, lo, hi);
         while (grads->weight_hh && take_rows_of(call, q, OF_WEIGHT_HH, s->H, rank, &lo, &hi))
-            weight_gradient(s, back, hh, s->H, h_prev, s->ldh, candidate, s->ldg, grads->weight_hh, add, lo, hi);
+            weight_gradient(s, back, hh, s->H, h_prev, s->ldh, run->reset, s->ldh, grads->weight_hh, add, lo, hi);
         crnn_share(GH, CRNN_LINE / sizeof(T), rank, size, &lo, &hi);
         bias_gradients(s, back, grads, call->bias_sum, add, lo, hi);
     }
