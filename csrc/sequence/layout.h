@@ -253,7 +253,8 @@ static double flops_of(const run_state *s, size_t input)
     return 2.0 * (double)s->R * (double)(s->shape.gates * s->H) * (double)(input + states) * (double)s->L;
 }
 
-/* What repays a team whose hand-over takes so long. */
+/* What repays a team whose hand-over takes so long. In a call of a few rows every line of states goes from one thread to the others
+ * too, and backward shares less well than forward. */
 static double least_flops(const run_state *s, double cross)
 {
     const double lines = (double)(s->R * s->UV * s->L), least = fmax(1e5, (6e11 + 1e10 * lines) * cross);
@@ -309,9 +310,9 @@ static thread_plan choose_threads(const run_state *s, size_t input)
     return plan;
 }
 
-/* Gates that backward does not read: a room for each thread that has units of its own, or, in a ragged batch, sequences. In one room the
- * hardware, which fetches ahead of what a thread writes, would take lines from another one at each end of each gate of each row (steps of
- * 4 to 16 sequences, near cores 1.02 to 1.13, far ones 1.16 to 1.41 times as fast). A stepper's plan may change. */
+/* Gates that backward does not read: a room for each thread that has units or sequences of its own. In one room the hardware, which
+ * fetches ahead of what a thread writes, would take lines from another one at each end of each gate of each row (steps of 3 to 16
+ * sequences, near cores 1.03 to 1.15, far ones 1.14 to 1.47 times as fast). A stepper's plan may change from step to step. */
 #define ROOMS_APART ((size_t)4096)
 static size_t rooms_of_gates(const run_state *s)
 {
