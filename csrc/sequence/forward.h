@@ -272,9 +272,12 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     }
     if (!s->small || run->x) crnn_barrier(team); /* nothing was prepared for others otherwise */
     const int last = run == s->layers + s->L * s->D - 1;
-    layer_run own = in_own_room(s, run, rank, size);
-    if (run->x) x = own.x;
-    run = &own;
+    layer_run own;
+    if (rank > 0) { /* the first room is the first thread's */
+        own = in_own_room(s, run, rank, size);
+        if (run->x) x = own.x;
+        run = &own;
+    }
     if (s->small) {
         small_loop(s, run, x, ldx, i0, i1, u0, u1, call->turn, last, team);
         return;
