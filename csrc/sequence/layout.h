@@ -257,7 +257,7 @@ static double flops_of(const run_state *s, size_t input)
  * too, and backward shares less well than forward. */
 static double least_flops(const run_state *s, double cross)
 {
-    const double lines = (double)(s->R * s->UV * s->L), least = fmax(1e5, (6e11 + 1e10 * lines) * cross);
+    const double lines = (double)(s->R * s->L) * (double)(s->Hp * sizeof(T)) / CRNN_LINE, least = fmax(1e5, (6e11 + 1e10 * lines) * cross);
     if (!s->small) return fmax(1e6, 8e12 * cross);
     return s->keep ? 2 * least : least;
 }
@@ -310,15 +310,16 @@ static thread_plan choose_threads(const run_state *s, size_t input)
     return plan;
 }
 
-/* Gates that backward does not read: a room for each thread that has units or sequences of its own. In one room the hardware, which
- * fetches ahead of what a thread writes, would take lines from another one at each end of each gate of each row (steps of 3 to 16
- * sequences, near cores 1.03 to 1.15, far ones 1.14 to 1.47 times as fast). A stepper's plan may change from step to step. */
+/* Gates that backward does not read: a room for each thread that has units of its own, or sequences of a ragged batch, which move from
+ * row to row between chunks (with a dense one rooms are worth nothing). In one room the hardware, which fetches ahead of what a thread
+ * writes, would take lines from another one at each end of each gate of each row (steps of 3 to 16 sequences, near cores 1.03 to
+ * 1.15, far ones 1.14 to 1.47 times as fast). A stepper's plan may change from step to step. */
 #define ROOMS_APART ((size_t)4096)
 static size_t rooms_of_gates(const run_state *s)
 {
     const size_t most = (size_t)crnn_get_threads();
     if (s->small) return most < s->UV ? most : s->UV;
-    return s->plan.forward == INPUT_FIRST ? 1 : (size_t)s->plan.threads;
+    return s->plan.forward == BY_UNITS || (s->plan.forward == BY_SEQUENCES && !s->dense) ? (size_t)s->plan.threads : 1;
 }
 
 static size_t rows_of_room(const run_state *s)
