@@ -19,7 +19,7 @@ import numpy as np
 
 from crnn import _kernels
 
-__all__ = ["Batch", "Packed", "as_real", "dense", "is_finite", "read_form"]
+__all__ = ["Batch", "Packed", "as_real", "dense", "finite", "read_form"]
 
 _REAL_KINDS = "fiub"
 
@@ -49,11 +49,20 @@ def as_real(value: Any, dtype: np.dtype[Any], name: str) -> np.ndarray:
         return array.astype(dtype)
 
 
-def is_finite(array: np.ndarray) -> bool:
-    """Whether all values of a C-contiguous array of float32 or float64 are finite."""
-    if array.size == 1:
-        return math.isfinite(array.item())
-    return _kernels.all_finite(array)
+def finite(array: np.ndarray, name: str) -> np.ndarray:
+    """An array of float32 or float64 as the kernels take it: itself if it is C-contiguous and aligned, else a copy.
+
+    Raises
+    ------
+    ValueError
+        For a value that is NaN or infinite: names it and its place.
+    """
+    flags = array.flags
+    plain = array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
+    if not (math.isfinite(plain.item()) if plain.size == 1 else _kernels.all_finite(plain)):
+        at = np.argwhere(~np.isfinite(plain))[0].tolist()
+        raise ValueError(f"{name} must be finite, got {plain[tuple(at)]} at {name}{at}")
+    return plain
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

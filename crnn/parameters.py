@@ -342,6 +342,14 @@ class Parameters(dict[str, np.ndarray]):
 
     __delitem__ = pop = popitem = clear = setdefault = _fixed
 
+    def table(self) -> str:
+        """A line for each tensor with name, shape and number of values, and the total with its size in memory."""
+        rows = [(name, "x".join(map(str, view.shape)), f"{view.size:,}") for name, view in self.items()]
+        rows.append(("total", self.dtype.name, f"{self.size:,}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = [f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {size:>{widths[2]}}" for name, shape, size in rows]
+        return "\n".join([*lines, f"{sum(view.nbytes for view in self.values()):,} bytes"])
+
     def __repr__(self) -> str:
         lines = [f"  {name}: {'x'.join(map(str, view.shape))}" for name, view in self.items()]
         return "\n".join([f"Parameters({self.size:,} {self.dtype} values)", *lines])

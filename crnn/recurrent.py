@@ -12,7 +12,7 @@ import numpy as np
 
 from crnn import _kernels, bptt, cells, config
 from crnn.arguments import choice, flag, number, whole_number
-from crnn.packed import Batch, Packed, as_real, dense, is_finite, read_form
+from crnn.packed import Batch, Packed, as_real, dense, finite, read_form
 from crnn.parameters import Parameters, Spec
 from crnn.runs import Run, State
 
@@ -35,12 +35,6 @@ _DEFAULTS = {
     "bidirectional": False,
     "dtype": "float32",
 }
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """The array itself if it is C-contiguous and aligned, else a copy that is."""
-    flags = array.flags
-    return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
 
 
 def _pass_through(given: _States, results: _States) -> None:
@@ -307,13 +301,11 @@ class Recurrent:
             return y, (h_n if c_n is None else (h_n, c_n))
         if self.bidirectional:
             raise ValueError("a bidirectional layer cannot step: its backward direction starts at the end")
-        x = _plain(as_real(x_t, self.dtype, "x_t"))
+        x = as_real(x_t, self.dtype, "x_t")
         single = x.ndim == 1
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(f"x_t must have shape (batch, {self.input_size}) or ({self.input_size},), got {x.shape}")
-        if not is_finite(x):
-            at = np.argwhere(~np.isfinite(x))[0].tolist()
-            raise ValueError(f"x_t must be finite, got {x[tuple(at)]} at x_t{at}")
+        x = finite(x, "x_t")
         rows = x.reshape(1, -1) if single else x
         geometry = dense(len(rows), 1)
         h0, c0 = self._read_state(state, geometry, "state")
@@ -471,11 +463,7 @@ class Recurrent:
         wanted = (self.num_layers * self.directions, geometry.batch_size, self.hidden_size)
         if array.shape != wanted:
             raise ValueError(f"{name} must have shape (layers*directions, batch, hidden) = {wanted}, got {array.shape}")
-        array = _plain(array)
-        if not is_finite(array):
-            at = np.argwhere(~np.isfinite(array))[0].tolist()
-            raise ValueError(f"{name} must be finite, got {array[tuple(at)]} at {name}{at}")
-        return geometry.sort(array)
+        return geometry.sort(finite(array, name))
 
     def _write_state(self, h: np.ndarray, c: np.ndarray | None, geometry: Packed) -> State:
         h = geometry.unsort(h)
@@ -498,11 +486,7 @@ class Recurrent:
 
     def summary(self) -> str:
         """A table of the tensors: name, shape, number of values; and the total with its size in memory."""
-        rows = [(name, "x".join(map(str, view.shape)), f"{view.size:,}") for name, view in self._params.items()]
-        rows.append(("total", self.dtype.name, f"{self._params.size:,}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {size:>{widths[2]}}" for name, shape, size in rows]
-        return "\n".join([repr(self), *lines, f"{sum(view.nbytes for view in self._params.values()):,} bytes"])
+        return f"{self!r}\n{self._params.table()}"
 
     def __repr__(self) -> str:
         changed = [f"{key}={value!r}" for key, value in self.config().items() if _DEFAULTS.get(key, value) != value]

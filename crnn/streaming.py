@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from crnn import _kernels
 from crnn.atomic import atomic_write
-from crnn.packed import as_real
+from crnn.packed import as_real, finite
 
 if TYPE_CHECKING:
     from crnn.language_model import LanguageModel
@@ -91,12 +91,12 @@ class _Stream(_kernels.Steps):
         if self._has_c != isinstance(value, list | tuple) or len(given) != len(own):
             wanted = "a tuple (h, c) of two arrays" if self._has_c else "one array"
             raise TypeError(f"state: got {type(value).__name__}, wanted {wanted}")
-        arrays = [as_real(part, self._dtype, "state") for part in given]
-        for array in arrays:
+        names = ("state[0]", "state[1]") if self._has_c else ("state",)
+        arrays = [as_real(part, self._dtype, name) for part, name in zip(given, names)]
+        for array, name in zip(arrays, names):
             if array.shape != own[0].shape:
-                raise ValueError(f"state: got shape {array.shape}, wanted (layers, batch, hidden) = {own[0].shape}")
-            if not np.isfinite(array).all():
-                raise ValueError("state: holds NaN or infinite values")
+                raise ValueError(f"{name}: got shape {array.shape}, wanted (layers, batch, hidden) = {own[0].shape}")
+            finite(array, name)
         for part, array in zip(own, arrays):
             part[...] = array
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _kernels
-from .data import TokenBatch
+from .data import TokenBatch, TokenData
 from .packed import dense
 
-__all__ = ["as_sequences", "check_batch", "in_batches", "one_batch", "read_ids", "read_pairs"]
+__all__ = ["as_sequences", "check_batch", "check_data", "in_batches", "one_batch", "read_ids", "read_pairs"]
 
 Ids = NDArray[np.int64]
 
@@ -119,6 +119,21 @@ def check_batch(batch: TokenBatch, words: int) -> None:
         if row >= 0:
             sequence, step = int(batch.packed.sequence[row]), int(batch.packed.step[row])
             raise ValueError(f"batch.{name}: {_outside(int(ids[row]), words)} at step {step} of sequence {sequence}")
+
+
+def check_data(data: object, words: int, name: str) -> None:
+    """Training data must be a data set whose ids are all below `words`.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if not isinstance(data, TokenData):
+        raise TypeError(f"{name}: got {type(data).__name__}, wanted crnn.data.Sentences(...) or crnn.data.Stream(...)")
+    if data.largest_id >= words:
+        raise ValueError(
+            f"{name}: got the id {data.largest_id}, but the model's vocabulary has {words} words (ids 0 to {words - 1})"
+        )
 
 
 def _outside(number: int, words: int) -> str:

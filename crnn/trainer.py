@@ -16,6 +16,7 @@ from .callbacks import Callback
 from .data import Stream, TokenBatch, TokenData
 from .history import History, Kept, Record, perplexity_of
 from .interrupt import Interrupt
+from .token_sequences import check_data
 
 if TYPE_CHECKING:
     import os
@@ -484,19 +485,9 @@ class Trainer:
 
     def _check_data(self, train: TokenData, valid: TokenData | None) -> None:
         self.model.parameters.check_writable()
-        for name, data in (("train", train), ("valid", valid)):
-            if data is None and name == "valid":
-                continue
-            if not isinstance(data, TokenData):
-                raise TypeError(
-                    f"{name}: got {type(data).__name__}, wanted crnn.data.Sentences(...) or crnn.data.Stream(...)"
-                )
-            size = len(self.model)
-            if data.largest_id >= size:
-                raise ValueError(
-                    f"{name}: got the id {data.largest_id}, but the model's vocabulary has {size} words "
-                    f"(ids 0 to {size - 1})"
-                )
+        check_data(train, len(self.model), "train")
+        if valid is not None:
+            check_data(valid, len(self.model), "valid")
         if isinstance(train, Stream):
             train.steps_per_epoch(self.truncation)
         if valid is None and self.keep_best:
