@@ -38,8 +38,15 @@ typedef struct {
 
 /* Elements from which two threads update (or scale) a dense tensor faster than one: near cores, all in cache, SGD 1.4 times as
  * fast with 16384 and twice with 131072, Adam 1.5 to 1.9 times. Gradients come from all threads, and parameters that another core
- * has read take several times as long to write. */
+ * has read take several times as long to write: far ones then cost more than they bring (40000 elements after a sentence of 24 words,
+ * which one thread has gone through: 12 to 45 us instead of 4; the next sentence fetches them back). */
 #define UPDATE_SHARED ((size_t)1 << 14)
+#define UPDATE_SHARED_FAR ((size_t)1 << 18)
+static int update_threads(size_t n)
+{
+    const int threads = n < UPDATE_SHARED ? 1 : crnn_get_threads();
+    return threads > 1 && n < UPDATE_SHARED_FAR && crnn_handover(threads) > FAR ? 1 : threads;
+}
 
 static void update_dense(void *context, int rank, crnn_team *team)
 {
@@ -63,7 +70,7 @@ static void kernel_update(const crnn_update_args *args)
     }
     if (!args->ids) {
         update_call call = {args, &q, rules[args->rule]};
-        crnn_parallel(args->n < UPDATE_SHARED ? 1 : crnn_get_threads(), 1, update_dense, &call);
+        crnn_parallel(update_threads(args->n), 1, update_dense, &call);
         return;
     }
     T *p = args->p, *s1 = args->s1, *s2 = args->s2;
@@ -142,7 +149,7 @@ static void scale_work(void *context, int rank, crnn_team *team)
 static void kernel_scale(void *values, size_t n, double factor)
 {
     scale_call call = {values, n, (T)factor};
-    crnn_parallel(n < UPDATE_SHARED ? 1 : crnn_get_threads(), 1, scale_work, &call);
+    crnn_parallel(update_threads(n), 1, scale_work, &call);
 }
 
 static void kernel_add_rows(void *dst, size_t row_step, size_t element_step, const int64_t *ids, const void *rows,
