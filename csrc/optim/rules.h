@@ -38,10 +38,11 @@ typedef struct {
 
 /* Elements from which two threads update (or scale) a dense tensor faster than one: near cores, all in cache, SGD 1.4 times as
  * fast with 16384 and twice with 131072, Adam 1.5 to 1.9 times. Gradients come from all threads, and parameters that another core
- * has read take several times as long to write: far ones then cost more than they bring (40000 elements after a sentence of 24 words,
- * which one thread has gone through: 12 to 45 us instead of 4; the next sentence fetches them back). */
+ * has read take several times as long to write: far ones cost more than they bring while
+ * one thread walks the layer alone (LSTM and GRU of 100 units, 40000 and 30000 elements: 7 to 8 % of a sentence of 24 words; an LSTM
+ * of 200 units, 160000, which two walk, would lose some 9 by it). */
 #define UPDATE_SHARED ((size_t)1 << 14)
-#define UPDATE_SHARED_FAR ((size_t)1 << 18)
+#define UPDATE_SHARED_FAR ((size_t)1 << 16)
 static int update_threads(size_t n)
 {
     const int threads = n < UPDATE_SHARED ? 1 : crnn_get_threads();
