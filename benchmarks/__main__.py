@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import drawn, machine
 from benchmarks.figures import ratio, rival, seconds, share, summarise
 from benchmarks.peers import PEERS
+from benchmarks.process import LIMITED
 from benchmarks.report import markdown, measure_of, write_json, write_plots
 from benchmarks.runner import Runner
 from benchmarks.workloads import Workload, groups, workloads
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--report", action="store_true", help="measure nothing, write tables and plots anew")
     options.add_argument("--list", action="store_true", help="print the chosen workloads and stop")
     options.add_argument("--python", default=sys.executable, help="interpreter of the workers")
+    options.add_argument("--isa", choices=list(LIMITED), default="", help="no peer goes beyond this instruction set")
     return options
 
 
@@ -59,8 +61,8 @@ def chosen(given: argparse.Namespace) -> list[Workload]:
     return [w for w in every if (not only or w.group in only) and given.match in w.name]
 
 
-def load(path: Path, fresh: bool) -> dict[str, Any]:
-    """Return the stored run, or an empty one."""
+def load(path: Path, fresh: bool, isa: str | None = None) -> dict[str, Any]:
+    """Return the stored run, or an empty one; ValueError for another format, or an ``--isa`` that is not ``isa``."""
     empty: dict[str, Any] = {"format": FORMAT, "records": []}
     empty |= {part: {} for part in ("machine", "build", "versions", "settings")}
     if fresh or not path.exists():
@@ -68,6 +70,8 @@ def load(path: Path, fresh: bool) -> dict[str, Any]:
     run: dict[str, Any] = json.loads(path.read_text())
     if run.get("format") != FORMAT:
         raise ValueError(f"{path} has format {run.get('format')!r}, wanted {FORMAT}; use --fresh")
+    if isa is not None and run["records"] and (held := run["settings"].get("isa", "")) != isa:
+        raise ValueError(f"{path} holds figures measured with --isa {held or '(all)'}; use another --out, or --fresh")
     return run
 
 
@@ -90,7 +94,7 @@ def line(record: dict[str, Any]) -> str:
 def measure(given: argparse.Namespace, run: dict[str, Any], path: Path) -> None:
     """Measure what was chosen, writing the results after every workload."""
     rounds, time = (3, 0.05) if given.quick else (given.rounds, given.seconds)
-    run["settings"] = {"rounds": rounds, "seconds": time}
+    run["settings"] = {"rounds": rounds, "seconds": time} | ({"isa": given.isa} if given.isa else {})
     run["machine"] = machine.describe()
     if warning := machine.busy():
         print(f"benchmarks: {warning}", file=sys.stderr)
@@ -100,7 +104,7 @@ def measure(given: argparse.Namespace, run: dict[str, Any], path: Path) -> None:
         if not todo:
             continue
         wanted = [peer for peer in given.peers if any(not w.peers or peer in w.peers for w in todo)]
-        with Runner(wanted, threads, rounds, time, given.python) as runner:
+        with Runner(wanted, threads, rounds, time, given.python, given.isa) as runner:
             for peer, reason in runner.missing.items():
                 print(f"{peer} takes no part: {reason}", file=sys.stderr)
             run["versions"] |= runner.versions
@@ -116,9 +120,10 @@ def measure(given: argparse.Namespace, run: dict[str, Any], path: Path) -> None:
 def main() -> int:
     """Run the command; 0 when every result agreed with the reference."""
     given = parser().parse_args()
+    isa = None if given.list or given.report else given.isa
     try:
         selected = chosen(given)
-        run = load(given.out / "results.json", given.fresh)
+        run = load(given.out / "results.json", given.fresh, isa)
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2

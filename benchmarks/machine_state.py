@@ -31,11 +31,13 @@ class MachineState:
         Its interpreter.
     folder
         Where it writes its log.
+    isa
+        Instruction set of the multiply-adds, empty for the best.
     """
 
-    def __init__(self, threads: int, python: str, folder: Path) -> None:
+    def __init__(self, threads: int, python: str, folder: Path, isa: str = "") -> None:
         self.looks: dict[tuple[str, str], collections.deque[float]] = {}
-        self.process: Process | None = Process("crnn", threads, python, folder / "machine-state.log")
+        self.process: Process | None = Process("crnn", threads, python, folder / "machine-state.log", isa)
         try:
             known = "versions" in self.process.ask("info", limit=120)
         except WorkerError:

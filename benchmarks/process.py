@@ -12,6 +12,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 # Settings of the shell that would favour or handicap one peer.
 DROPPED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "XLA_FLAGS")
+# What keeps peers from wider vectors than other users' processors have. ONNX Runtime heeds nothing; MKL, which does
+# PyTorch's products, uses AVX2 on AMD's processors in any case.
+LIMITED = {
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+    }
+}
+UNLIMITED = ("onnxruntime",)
 COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CRNN_NUM_THREADS")
 
 
@@ -20,15 +32,15 @@ class WorkerError(RuntimeError):
 
 
 class Process:
-    """A worker process and the pipe to it."""
+    """A worker process and the pipe to it; ``isa`` is a key of ``LIMITED``, or empty for all that the processor has."""
 
-    def __init__(self, peer: str, threads: int, python: str, log: Path) -> None:
+    def __init__(self, peer: str, threads: int, python: str, log: Path, isa: str = "") -> None:
         environment = {key: value for key, value in os.environ.items() if key not in DROPPED}
-        environment |= dict.fromkeys(COUNTS, str(threads)) | {"PYTHONPATH": str(ROOT)}
+        environment |= dict.fromkeys(COUNTS, str(threads)) | {"PYTHONPATH": str(ROOT)} | LIMITED.get(isa, {})
         self.peer, self.log = peer, log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                [python, "-m", "benchmarks.worker", peer, str(threads)],
+                [python, "-m", "benchmarks.worker", peer, str(threads), isa],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

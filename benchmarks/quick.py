@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from benchmarks.machine import busy, peer_names, positive, processors, thread_counts
+from benchmarks.process import LIMITED
 from benchmarks.runner import Runner
 from benchmarks.workloads import CELLS, Workload
 
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--seconds", type=positive, default=0.15, help="per peer and round")
     options.add_argument("--peers", type=peer_names, default="", help="peers beside crnn: torch,jax,onnxruntime,keras")
     options.add_argument("--python", default=sys.executable, help="interpreter of the peers")
+    options.add_argument("--isa", choices=list(LIMITED), default="", help="no peer goes beyond this instruction set")
     return options
 
 
@@ -45,7 +47,7 @@ def main() -> int:
     peers = ["crnn", *(peer for peer in given.peers if peer != "crnn")]
     failed = False
     for threads in given.threads:
-        with Runner(peers, threads, given.rounds, given.seconds, given.python) as runner:
+        with Runner(peers, threads, given.rounds, given.seconds, given.python, given.isa) as runner:
             record = runner.measure(workload)
             print(f"{workload.cell} {workload.shape} {workload.dtype}, {threads} threads, "
                   f"peak {record['peak'] or 0:.1f} GFLOP/s")  # fmt: skip

@@ -116,11 +116,12 @@ def _machine(run: dict[str, Any]) -> str:
         f"a hand-over took {NEAR:g} times the shortest; {disturbed} were kept although that was so"
     )
     processor = f"{machine['processor']} (family/model/stepping {machine['family']}), {machine['processors']} in use"
+    only = f", no peer beyond {isa}" if (isa := run["settings"].get("isa")) else ""
     lines = [
         f"- processor: {processor}; {', '.join(machine['caches'])}",
         f"- multiply-add peak measured in this run, GFLOP/s: {peak}",
         f"- system: {machine['system']}, Python {machine['python']}; {machine['date']}",
-        f"- crnn: commit {', '.join(commits)}, instruction set {build.get('isa', '?')}, BLAS {blas}",
+        f"- crnn: commit {', '.join(commits)}, instruction set {build.get('isa', '?')}{only}, BLAS {blas}",
         f"- versions: {versions}",
         f"- interleaved rounds per peer: {rounds} of {run['settings']['seconds']} s in the last run; medians",
         f"- {again}",

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.flops import bytes_per_step, flops, rows
 from benchmarks.machine_state import MachineState
 from benchmarks.peers import FLOAT32, ROUNDING
-from benchmarks.process import Process, WorkerError
+from benchmarks.process import UNLIMITED, Process, WorkerError
 from benchmarks.workloads import Workload, arrays, parameter_shapes
 
 # Largest difference from the float64 reference, relative to the largest element of the tensor. Rounding grows with
@@ -48,18 +48,26 @@ class Runner:
         Time per peer and round.
     python
         Interpreter of the workers.
+    isa
+        Instruction set that no peer goes beyond ("avx2"), empty for all that the processor has.
     """
 
     def __init__(
-        self, peers: Iterable[str], threads: int, rounds: int, seconds: float, python: str = sys.executable
+        self,
+        peers: Iterable[str],
+        threads: int,
+        rounds: int,
+        seconds: float,
+        python: str = sys.executable,
+        isa: str = "",
     ) -> None:
-        self.threads, self.rounds, self.seconds, self.python = threads, rounds, seconds, python
+        self.threads, self.rounds, self.seconds, self.python, self.isa = threads, rounds, seconds, python, isa
         self.folder = tempfile.TemporaryDirectory(prefix="crnn-benchmarks-")
         self.patience = PATIENCE
         self.missing: dict[str, str] = {}
         self.versions: dict[str, str] = {}
         self.workers: dict[str, Process] = {}
-        self.machine = MachineState(threads, python, Path(self.folder.name))
+        self.machine = MachineState(threads, python, Path(self.folder.name), isa)
         for peer in peers:
             self._start(peer)
 
@@ -75,7 +83,10 @@ class Runner:
         self.folder.cleanup()
 
     def _start(self, peer: str) -> None:
-        worker = Process(peer, self.threads, self.python, Path(self.folder.name) / f"{peer}.log")
+        if self.isa and peer in UNLIMITED:
+            self.missing[peer] = f"cannot be kept to {self.isa}"
+            return
+        worker = Process(peer, self.threads, self.python, Path(self.folder.name) / f"{peer}.log", self.isa)
         try:
             answer = worker.ask("info", limit=120)
         except WorkerError as error:

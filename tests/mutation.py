@@ -39,6 +39,7 @@ HALVES = (("test_halves.py",),)
 CHUNKS = (("test_layers_numeric.py::test_inference_agrees_with_training_bit_by_bit",),)
 LOOKED = (("test_layers_numeric.py::test_every_value_is_looked_at",),)
 LATE = (("test_layers_numeric.py::test_inference_reads_the_rows_of_this_call",),)
+SHARED = (("test_layers_numeric.py::test_work_shared_by_threads",),)
 SOFTMAX = (("test_output_layer.py",),)
 OPTIM = (("test_optim_kernels.py",), ("test_kernels.py",))
 Tests = tuple[tuple[str, ...], ...]
@@ -94,7 +95,14 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/backward.h", ".accumulate = g > 0", ".accumulate = 0", CELLS),
     ("csrc/sequence/backward.h", "to[k] += from[k]", "to[k] = from[k]", CELLS),
     ("csrc/simd/gemm.h", "p->accumulate || k > 0", "p->accumulate", CELLS),
-    ("csrc/sequence/weights.h", "B_candidate && g == 2", "B_candidate && g == 1", KERNELS),
+    (
+        "csrc/simd/gemm.h",
+        "copy_tile(p->room, lda, A, p->aks, me - mb, kn)",
+        "copy_tile(p->room, lda, A, p->aks, me - mb, 1)",
+        SHARED,
+    ),
+    ("csrc/simd/gemm.h", "copy ? lda : p->aks", "copy ? lda + 1 : p->aks", SHARED),
+    ("csrc/sequence/weights.h", "candidate && g == 2", "candidate && g == 1", KERNELS),
     ("csrc/sequence/weights.h", "(accumulate ? out[q] : 0) + sum[q]", "sum[q]", KERNELS),
     ("csrc/sequence/weights.h", "end > args->k2 ? end - args->k2 : 0", "start", KERNELS),
     ("csrc/sequence/weights.h", "end > args->k2 ? end - args->k2 : 0", "0", KERNELS),
@@ -129,6 +137,13 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/output/softmax.h", "factor = args->scale / sum", "factor = 1.0 / sum", SOFTMAX),
     ("csrc/output/softmax.h", "dh[k] *= call->factors[r]", "dh[k] *= 1", SOFTMAX),
     ("csrc/simd/gemm.h", "top = MAXIMUM(acc[i][j], top)", "top = MINIMUM(acc[i][j], top)", SOFTMAX),
+    (
+        "csrc/output/softmax.h",
+        "w + v, args->ld, ldb, args->hidden)",
+        "w + v, args->ld, ldb, args->hidden - 1)",
+        SOFTMAX,
+    ),
+    ("csrc/output/softmax.h", "product_rows(&p, 0, H)", "product_rows(&p, 1, H)", SOFTMAX),
     ("csrc/output/softmax.h", "if (update) bias[c] -= ", "if (update) bias[c] += ", SOFTMAX),
     ("csrc/output/softmax.h", "(call->add ? bias[c] : 0) + ", "", SOFTMAX),
     ("csrc/output/softmax.h", "-args->rate * factor", "args->rate * factor", SOFTMAX),

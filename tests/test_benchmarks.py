@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("benchmarks", reason="benchmarks are part of the checkout, not of the wheel")
 
 from benchmarks import __main__ as command
-from benchmarks import drawn, figures, flops, machine_state, report, runner
+from benchmarks import drawn, figures, flops, machine_state, process, report, runner
 from benchmarks.workloads import Workload, arrays, groups, parameter_shapes, workloads
 
 LAYER = Workload("layer-training", "layer", "lstm", 20, 35, 200, 200)
@@ -306,6 +306,29 @@ def test_command_lists_and_refuses(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "drawn-step", "--drawn", "5", "--list"])
     assert command.main() == 0
     assert len(capsys.readouterr().out.split()) == 5
+
+
+def test_peers_are_kept_to_an_instruction_set(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(process.subprocess, "Popen", lambda command, **rest: started.append((command, rest["env"])))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_the_shell")
+    process.Process("jax", 2, "python", tmp_path / "log")
+    process.Process("jax", 2, "python", tmp_path / "log", "avx2")
+    (free, all_of_it), (kept, limited) = started
+    assert (free[-1], kept[-1]) == ("", "avx2")
+    assert "XLA_FLAGS" not in all_of_it
+    assert limited["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2"
+    assert limited["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+
+
+def test_figures_of_two_instruction_sets_do_not_mix(monkeypatch, capsys, tmp_path, run):
+    kept = run | {"format": command.FORMAT, "settings": run["settings"] | {"isa": "avx2"}}
+    (tmp_path / "results.json").write_text(json.dumps(kept))
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--out", str(tmp_path)])
+    assert command.main() == 2
+    assert "--isa avx2; use another --out" in capsys.readouterr().err
+    assert command.load(tmp_path / "results.json", fresh=False, isa="avx2")["settings"] == kept["settings"]
+    assert "no peer beyond avx2" in report.markdown(kept)
 
 
 @pytest.mark.parametrize("options", [["--threads", "0"], ["--peers", "tensorflow"], ["--seconds", "-1"]])

@@ -125,6 +125,7 @@ SHARED_WORK = [
         (60, 14, (9, 6, 8) * 40, 1, True, "float32", ("full",)),  # fewer vectors of units than threads
         (9, 70, (60, 25, 70, 2) * 6, 1, False, "float32", ("full",)),  # several chunks, threads at their own pace
         (70, 6, (9,) * 130, 2, False, "float64", ("window", 2)),
+        (139, 150, (9, 6, 8) * 17, 1, False, "float32", ("full",)),  # weight gradients in blocks of rows and of units
     ]
 ]
 

@@ -34,7 +34,7 @@ typedef struct {
     size_t view_ld; /* of args->dy_view (even_rows) */
     int wants_dx;   /* the caller does, and not of ids */
     crnn_hand *hands; /* per layer, gradient and thread: the rows that the thread begins with, GRADIENT_ROWS an item */
-    T *rooms;    /* per thread: the last columns of a block of W_ih */
+    T *rooms;    /* per thread: of a product with nothing packed beforehand */
     T *bias_sum; /* (G*H) */
     T *blocks;   /* per thread: rows on their way to where they belong */
     size_t ld_block;
@@ -284,6 +284,14 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
 /* out (rows, ldo) = d W_ih for rows of one direction in its own order. Where W_ih is read as it lies, blocks of it have
  * LYING_DEPTH rows: in rows of a power of two all lines of a column fall into a few sets of the cache. */
 #define LYING_DEPTH 256
+static size_t room_size(void)
+{
+    const size_t lying = product_room(LYING_DEPTH, 0), columns = product_room(COLUMNS_DEPTH, 1);
+    return lying > columns ? lying : columns;
+}
+
+static T *room_of(const backward_call *call, int rank) { return call->rooms + (size_t)rank * room_size(); }
+
 static void input_rows(const backward_call *call, size_t q, const T *d, size_t rows, T *out, size_t ldo, int rank)
 {
     const run_state *s = call->s;
@@ -297,7 +305,7 @@ static void input_rows(const backward_call *call, size_t q, const T *d, size_t r
     for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
         product_call p = {.N = width, .K = s->H, .A = d + g * s->Hp, .ars = s->ldg, .aks = 1,
                           .B = (const T *)call->stack->weights[q].weight_ih + g * s->H * width, .ldb = width,
-                          .depth = LYING_DEPTH, .room = call->rooms + (size_t)rank * LYING_DEPTH * 4 * VW, .C = out,
+                          .depth = LYING_DEPTH, .room = room_of(call, rank), .C = out,
                           .ldc = ldo, .accumulate = g > 0};
         product_rows(&p, 0, rows);
     }

@@ -1,20 +1,20 @@
 /* After the schedules: gradients of the weights, of the input and of the initial states, from the summed d_pre. */
 
-/* Rows [lo, hi) of a (G*H, N) weight gradient. */
-static void weight_gradient(const run_state *s, const layer_back *back, const int *slot, size_t N, const T *B, size_t ldb,
-                            const T *B_candidate, size_t ldc, T *out, int accumulate, size_t lo, size_t hi)
+/* Rows [lo, hi) of a (G*H, N) weight gradient, which `whole` describes but for the columns of d_pre that are its A. candidate: what
+ * GRU's third gate has for B where the reset comes before, else null. */
+static void weight_gradient(const run_state *s, const T *sum, const int *slot, product_call whole, const T *candidate, size_t lo,
+                            size_t hi)
 {
-    const T *sum = back->sum;
     for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
         size_t first = g * s->H, a = lo > first ? lo - first : 0, b = hi > first ? hi - first : 0;
         if (b > s->H) b = s->H;
         if (a >= b) continue;
-        int candidate = B_candidate && g == 2;
-        const T *A = sum + (size_t)slot[g] * s->Hp, *next = b < s->H ? A + b : NULL;
-        if (b == s->H && g + 1 < (size_t)s->shape.gates) next = sum + (size_t)slot[g + 1] * s->Hp;
-        product_call call = {.N = N, .K = s->R, .A = A, .ars = 1, .aks = s->ldg, .next_A = next,
-                             .B = candidate ? B_candidate : B, .ldb = candidate ? ldc : ldb, .depth = 512,
-                             .C = out + first * N, .ldc = N, .accumulate = accumulate};
+        product_call call = whole;
+        call.A = sum + (size_t)slot[g] * s->Hp;
+        call.next_A = b < s->H ? call.A + b : NULL;
+        if (b == s->H && g + 1 < (size_t)s->shape.gates) call.next_A = sum + (size_t)slot[g + 1] * s->Hp;
+        if (candidate && g == 2) call.B = candidate;
+        call.C += first * whole.ldc;
         product_rows(&call, a, b);
     }
 }
@@ -75,12 +75,18 @@ static void gradients_of_layer(const backward_call *call, size_t q, int rank, cr
     }
     if (grads) {
         static const int straight[4] = {0, 1, 2, 3};
-        const T *h_prev = back->h_prev ? back->h_prev : run->h;
         const int *hh = s->shape.bias_hh_slot;
+        product_call ih = {.N = run->input, .K = s->R, .ars = 1, .aks = s->ldg, .B = run->x, .ldb = run->ldx, .depth = COLUMNS_DEPTH,
+                           .room = room_of(call, rank), .C = grads->weight_ih, .ldc = run->input, .accumulate = add};
+        product_call recurrent = ih;
+        recurrent.N = recurrent.ldc = s->H;
+        recurrent.B = back->h_prev ? back->h_prev : run->h;
+        recurrent.ldb = s->ldh;
+        recurrent.C = grads->weight_hh;
         while (grads->weight_ih && run->x && take_rows_of(call, q, OF_WEIGHT_IH, s->H, rank, &lo, &hi))
-            weight_gradient(s, back, straight, run->input, run->x, run->ldx, NULL, 0, grads->weight_ih, add, lo, hi);
+            weight_gradient(s, back->sum, straight, ih, NULL, lo, hi);
         while (grads->weight_hh && take_rows_of(call, q, OF_WEIGHT_HH, s->H, rank, &lo, &hi))
-            weight_gradient(s, back, hh, s->H, h_prev, s->ldh, run->reset, s->ldh, grads->weight_hh, add, lo, hi);
+            weight_gradient(s, back->sum, hh, recurrent, run->reset, lo, hi);
         crnn_share(GH, CRNN_LINE / sizeof(T), rank, size, &lo, &hi);
         bias_gradients(s, back, grads, call->bias_sum, add, lo, hi);
     }
@@ -203,7 +209,7 @@ static void lay_out_back(arena *a, backward_call *call)
     call->room.dx = window && s->L > 1 ? take_rows(a, losses, call->ldx) : NULL;
     if (call->wants_dx && s->layers[0].input > widest) widest = s->layers[0].input;
     call->ld_block = leading(widest);
-    call->rooms = TAKE(a, T, (size_t)s->plan.threads * LYING_DEPTH * 4 * VW);
+    call->rooms = TAKE(a, T, (size_t)s->plan.threads * room_size());
     call->hands = TAKE(a, crnn_hand, s->L * s->D * OF_COUNT * (size_t)s->plan.threads);
     call->bad = TAKE(a, int64_t, s->D * (size_t)s->plan.threads);
     call->bias_sum = TAKE(a, T, (size_t)s->shape.gates * s->H);

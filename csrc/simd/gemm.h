@@ -239,27 +239,25 @@ typedef struct {
     const T *next_A; /* of the product that comes after this one, or null */
     const T *B;
     size_t ldb, depth; /* rows of B in one block */
-    T *room;           /* (depth, 4 * VW) for the last columns of B; null: its rows are readable up to whole vectors */
+    T *room;           /* product_room; with aks 1 null where rows of B are readable up to whole vectors */
     T *C;
     size_t ldc;
     int accumulate;
 } product_call;
 
-/* One tile, rows from m on; columns past `width` are computed but not written. */
-INLINE void product_tile(const product_call *p, size_t m, size_t mr, int nv, size_t width, size_t k, size_t K, const T *b,
-                         size_t ldb, T *c, fetch_plan *plan)
+/* One tile of rows from a on; columns past `width` are computed but not written. */
+INLINE void product_tile(const product_call *p, const T *a, size_t aks, size_t mr, int nv, size_t width, size_t K, const T *b,
+                         size_t ldb, T *c, int add, fetch_plan *plan)
 {
     T edge[8 * 4 * VW];
-    const T *a = p->A + m * p->ars + k * p->aks;
-    const int add = p->accumulate || k > 0;
     const tile_fetch fetch = fetch_share(plan, 1);
     const tile_function tile = tiles[half_left((size_t)nv * VW, width)][nv][mr];
     if (width == computed((size_t)nv, width)) {
-        tile(K, a, p->ars, p->aks, b, ldb, c, p->ldc, add ? c : NULL, p->ldc, contiguous_off, &fetch);
+        tile(K, a, p->ars, aks, b, ldb, c, p->ldc, add ? c : NULL, p->ldc, contiguous_off, &fetch);
         return;
     }
     for (size_t i = 0; add && i < mr; i++) memcpy(edge + i * 4 * VW, c + i * p->ldc, width * sizeof(T));
-    tile(K, a, p->ars, p->aks, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off, &fetch);
+    tile(K, a, p->ars, aks, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off, &fetch);
     for (size_t i = 0; i < mr; i++) memcpy(c + i * p->ldc, edge + i * 4 * VW, width * sizeof(T));
 }
 
@@ -276,6 +274,25 @@ INLINE void copy_tile(T *to, size_t ldt, const T *from, size_t ldf, size_t width
  * columns of A that the next block reads, turn and turn about: neither lies so that the hardware would guess it (weight
  * gradients of 128 to 500 units: 4 to 9 %). */
 #define PRODUCT_ROWS 96
+/* With sixteen registers a tile of three rows by four vectors takes six cycles a step, in which three lines, of columns of A and of
+ * rows of B, would come from the second level: all that it gives. Tiles of six rows by two vectors want two, and 192 rows of two
+ * vectors of B stay in the first level; columns of A are copied to where the hardware sees them coming, unless few columns of B
+ * repay it. Weight gradients of 200 to 650 units run at 86 to 99 GFLOP/s on one core of Zen 4 with AVX2 instead of 55 to 79. What is
+ * small stays as it is, and so do thirty-two registers, whose tiles take four times as many cycles a step. */
+#if CRNN_VREGS >= 32
+#define COLUMNS_WIDE 4
+#define COLUMNS_DEPTH 512
+#else
+#define COLUMNS_WIDE 2
+#define COLUMNS_DEPTH 192
+#endif
+#define COLUMNS_BYTES ((size_t)64 << 10) /* of B */
+#define COPY_TILES 8
+/* Elements of a call's room: for the last columns of B, or, where A's columns are rows of what is stored, for columns of A. */
+INLINE size_t product_room(size_t depth, int columns_of_A)
+{
+    return !columns_of_A ? depth * 4 * VW : COLUMNS_WIDE < 4 ? depth * leading(PRODUCT_ROWS) : 0;
+}
 /* Of few rows of B, which the first level holds, so many rows of C at a time, written from end to end (weight gradients of 3 steps,
  * 650 units: 0 to 7 % of forward and backward). */
 #define FLAT_BYTES ((size_t)32 << 10)
@@ -289,7 +306,10 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
                        p->ars == 1 ? p->aks : p->ars, p->accumulate, p->C + m0 * p->ldc, p->ldc);
         return;
     }
-    size_t vectors = tile_count(N, VW), columns = tile_count(vectors, 4);
+    const int narrow = COLUMNS_WIDE < 4 && p->ars == 1 && K * N * sizeof(T) > COLUMNS_BYTES;
+    size_t vectors = tile_count(N, VW), columns = tile_count(vectors, narrow ? COLUMNS_WIDE : 4);
+    const int copy = narrow && columns > COPY_TILES;
+    const size_t lda = leading(PRODUCT_ROWS);
     const size_t most_rows = K * N * sizeof(T) <= FLAT_BYTES ? FLAT_ROWS : PRODUCT_ROWS;
     for (size_t mb = m0; mb < m1; mb += block) {
         block = round_up(next_rows(m1 - mb, most_rows), 8);
@@ -298,13 +318,16 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
             kn = K > k ? next_rows(K - k, p->depth) : 0;
             const T *next_A = k + kn < K ? p->A + (k + kn) * p->aks + mb : me < m1 ? p->A + me : p->next_A;
             if (p->ars != 1) next_A = NULL; /* whole rows of A: the hardware's business */
+            const T *A = p->A + mb * p->ars + k * p->aks;
+            if (copy) copy_tile(p->room, lda, A, p->aks, me - mb, kn);
             for (size_t t = 0; t < columns; t++) {
-                size_t v = tile_edge(vectors, columns, t), nv = tile_edge(vectors, columns, t + 1) - v, n = v * VW;
+                size_t v = vectors - tile_edge(vectors, columns, columns - t), n = v * VW;
+                size_t nv = tile_edge(vectors, columns, columns - t) - tile_edge(vectors, columns, columns - t - 1);
                 size_t width = N - n < nv * VW ? N - n : nv * VW, most = (size_t)tile_rows_max[nv];
                 size_t count = tile_count(me - mb, most);
                 const T *b = p->B + k * ldb + n;
                 const T *next = t + 1 < columns ? b + nv * VW : k + kn < K ? p->B + (k + kn) * ldb : NULL;
-                const int copied = p->room && width < computed(nv, width);
+                const int copied = p->room && p->ars != 1 && width < computed(nv, width);
                 if (copied) copy_tile(p->room, nv * VW, b, ldb, width, kn);
                 fetch_plan plans[2] = {{(const char *)next, next ? kn : 0, ldb * sizeof(T), count},
                                        {(const char *)(next_A ? next_A + n : NULL), kn, p->aks * sizeof(T), count / 2}};
@@ -312,8 +335,9 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
                 if (both) plans[0].tiles -= count / 2;
                 for (size_t m = mb, i = 0; m < me; i++) {
                     size_t mr = next_rows(me - m, most);
-                    product_tile(p, m, mr, (int)nv, width, k, kn, copied ? p->room : b, copied ? nv * VW : ldb,
-                                 p->C + m * p->ldc + n, plans + (i & both));
+                    product_tile(p, (copy ? p->room : A) + (m - mb) * p->ars, copy ? lda : p->aks, mr, (int)nv, width, kn,
+                                 copied ? p->room : b, copied ? nv * VW : ldb, p->C + m * p->ldc + n, p->accumulate || k > 0,
+                                 plans + (i & both));
                     m += mr;
                 }
             }
