@@ -17,6 +17,7 @@ DROPPED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_WAIT_POLICY", "GOMP_SPI
 LIMITED = {
     "avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",
+        "CRNN_ISA": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "OPENBLAS_CORETYPE": "Haswell",
@@ -40,7 +41,7 @@ class Process:
         self.peer, self.log = peer, log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                [python, "-m", "benchmarks.worker", peer, str(threads), isa],
+                [python, "-m", "benchmarks.worker", peer, str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

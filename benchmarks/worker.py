@@ -187,7 +187,7 @@ def _use_installed_crnn_unless_built_here() -> None:
 
 def main() -> None:
     """Serve commands until standard input ends."""
-    peer, threads, isa = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    peer, threads = sys.argv[1], int(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     # Here and not in the parent: affinity is inherited by every thread that the peer starts from now on.
@@ -196,10 +196,6 @@ def main() -> None:
     worker: Worker | None = None
     if peer == "crnn":
         _use_installed_crnn_unless_built_here()
-        if isa:
-            from crnn import _kernels
-
-            _kernels.set_isa(isa)
 
     def answer(fields: dict[str, Any]) -> None:
         answers.write(json.dumps(fields) + "\n")

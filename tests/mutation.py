@@ -101,6 +101,7 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
         "copy_tile(p->room, lda, A, p->aks, me - mb, 1)",
         SHARED,
     ),
+    ("csrc/simd/gemm.h", "b + 2 * VW, ldb", "b, ldb", CELLS),
     ("csrc/simd/gemm.h", "copy ? lda : p->aks", "copy ? lda + 1 : p->aks", SHARED),
     ("csrc/sequence/weights.h", "candidate && g == 2", "candidate && g == 1", KERNELS),
     ("csrc/sequence/weights.h", "(accumulate ? out[q] : 0) + sum[q]", "sum[q]", KERNELS),

@@ -114,7 +114,7 @@ static void softmax_logits(const softmax_call *call, T *room, int rank, int size
         const size_t ldb = copied ? (size_t)nv * VW : args->ld;
         if (copied) copy_tile(room, ldb, w + v, args->ld, ldb, args->hidden);
         for (size_t done = 0, asked = 0; done < call->rows;) {
-            const size_t mr = next_rows(call->rows - done, (size_t)tile_rows_max[nv]), upto = wanted * (done + mr) / call->rows;
+            const size_t mr = tile_rows(call->rows - done, nv), upto = wanted * (done + mr) / call->rows;
             const tile_fetch fetch = {.far = 1, .at = (const char *)(w + ahead + asked * args->ld), .rows = upto - asked,
                                       .step = args->ld * sizeof(T), .tops = tops + done * VW};
             T *out = slab_logits(call, slab) + done * call->ldl + (v - slab_begin(call, slab));
@@ -298,7 +298,7 @@ static void softmax_slab(const softmax_call *call, size_t slab, T *room, T *colu
                 tiles[0][nv][1](rows, call->factors, 0, 1, e + (c - from), call->ldl, call->bias_sum + c, 0, NULL, 0, contiguous_off,
                                 NULL);
             for (size_t k = 0; out && !copied && k < H;) {
-                size_t mr = next_rows(H - k, (size_t)tile_rows_max[4]);
+                size_t mr = tile_rows(H - k, 4);
                 T *o = out + k * ldo + c;
                 tiles[0][nv][mr](rows, call->h + k, 1, call->ldh, e + (c - from), call->ldl,
                                   o, ldo, update || call->add ? o : NULL, ldo, contiguous_off, update ? NULL : &far);

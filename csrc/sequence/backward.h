@@ -140,14 +140,14 @@ static void product_back(const run_state *s, const cell_product *product, const 
     const tile_fetch far = {.far = 1};
     size_t H = s->H, K = (size_t)product->gates * H;
     size_t count = u1 > u0 ? tile_count(u1 - u0, BACK_UNITS) : 0;
-    size_t left = count * tile_count(rows, (size_t)tile_rows_max[BACK_UNITS]); /* tiles to come, at most: narrow ones may be higher */
+    size_t left = count * tiles_high(rows, BACK_UNITS); /* tiles to come, at most: narrow ones may be higher */
     for (size_t n = 0; n < count; n++) {
         unit_tile tile = nth_tile(u0, u1, BACK_UNITS, n, backwards);
         size_t u = tile.u, units = tile.units;
         const int half = half_left((u + units) * VW, width);
         const T *b = pack + u * VW * K;
         for (size_t row = 0; row < rows;) {
-            size_t mr = next_rows(rows - row, (size_t)tile_rows_max[units]);
+            size_t mr = tile_rows(rows - row, (int)units);
             T *c = out + row * ldo + u * VW;
             fetch_for_tile(next, left--);
             for (int g = 0; g < product->gates; g++) {

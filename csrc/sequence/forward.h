@@ -213,7 +213,7 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
         const T *b = pack + u * g * VW * s->H, *next_b = next_tile.units ? pack + next_tile.u * g * VW * s->H : NULL;
         fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * next_tile.units * VW * K, hi - i0, nv);
         for (size_t done = 0; done < hi - i0;) {
-            size_t mr = next_rows(hi - i0 - done, (size_t)tile_rows_max[nv]);
+            size_t mr = tile_rows(hi - i0 - done, nv);
             const tile_fetch fetch = fetch_share(&plan, s->keep_gates);
             T *c = gates + done * s->ldg;
             if (K)

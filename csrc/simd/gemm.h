@@ -141,35 +141,55 @@ INLINE void tile_body(const int mr, const int nv, const int halves, const int to
 #define WIDE_2(M, halves) UPTO_8(M, 2, halves)
 #define WIDE_3(M, halves) UPTO_8(M, 3, halves)
 #define WIDE_4(M, halves) UPTO_6(M, 4, halves)
+#define NAMES_4(M, halves) WIDE_4(M, halves)
 #else
 #define WIDE_1(M, halves) UPTO_8(M, 1, halves)
 #define WIDE_2(M, halves) UPTO_6(M, 2, halves)
 #define WIDE_3(M, halves) UPTO_4(M, 3, halves)
 #define WIDE_4(M, halves) UPTO_3(M, 4, halves)
+#define NAMES_4(M, halves) WIDE_4(M, halves) M(4, 4, halves)
 #endif
 WIDE_1(TILE, 0) WIDE_2(TILE, 0) WIDE_3(TILE, 0) WIDE_4(TILE, 0)
 #if HALVES /* 1: the last of some columns; 2 to 4: the last unit vector of a cell with so many gates */
 WIDE_1(TILE, 1) WIDE_2(TILE, 1) WIDE_3(TILE, 1) WIDE_4(TILE, 1)
 WIDE_2(TILE, 2) WIDE_4(TILE, 2) WIDE_3(TILE, 3) WIDE_4(TILE, 4)
 #endif
+#if CRNN_VREGS < 32
+/* Four rows by four vectors, one half of the columns after the other: two tiles of two rows would read all of b twice, as fast as the
+ * second level gives it (84 GFLOP/s instead of 106 on one core of Zen 4 with AVX2; 10 rows are 4 + 3 + 3 and not 3 + 3 + 2 + 2). */
+#define PAIR(name, first, second)                                                                \
+    NOINLINE void name(TILE_ARGUMENTS)                                                           \
+    {                                                                                            \
+        const tile_fetch rest = {.far = fetch && fetch->far, .tops = fetch ? fetch->tops : NULL}; \
+        first(K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, fetch);                             \
+        second(K, a, ars, aks, b + 2 * VW, ldb, c, ldc, init, ldi, off + 2, &rest);               \
+    }
+PAIR(tile_4x4_0, tile_4x2_0, tile_4x2_0)
+#if HALVES
+PAIR(tile_4x4_1, tile_4x2_0, tile_4x2_1) PAIR(tile_4x4_2, tile_4x2_0, tile_4x2_2) PAIR(tile_4x4_4, tile_4x2_2, tile_4x2_2)
+#endif
+#endif
 /* [halves][nv][mr] */
 static const tile_function tiles[5][5][9] = {
 #define EVERY_WIDTH(halves)                                                                            \
     {{NULL}, {NULL, WIDE_1(TILE_NAME, halves)}, {NULL, WIDE_2(TILE_NAME, halves)},                     \
-     {NULL, WIDE_3(TILE_NAME, halves)}, {NULL, WIDE_4(TILE_NAME, halves)}}
+     {NULL, WIDE_3(TILE_NAME, halves)}, {NULL, NAMES_4(TILE_NAME, halves)}}
     EVERY_WIDTH(0),
 #if HALVES
     EVERY_WIDTH(1),
-    {{NULL}, {NULL}, {NULL, WIDE_2(TILE_NAME, 2)}, {NULL}, {NULL, WIDE_4(TILE_NAME, 2)}},
+    {{NULL}, {NULL}, {NULL, WIDE_2(TILE_NAME, 2)}, {NULL}, {NULL, NAMES_4(TILE_NAME, 2)}},
     {{NULL}, {NULL}, {NULL}, {NULL, WIDE_3(TILE_NAME, 3)}, {NULL}},
-    {{NULL}, {NULL}, {NULL}, {NULL}, {NULL, WIDE_4(TILE_NAME, 4)}},
+    {{NULL}, {NULL}, {NULL}, {NULL}, {NULL, NAMES_4(TILE_NAME, 4)}},
 #endif
 };
 
 WIDE_1(TOPPED, 0) WIDE_2(TOPPED, 0) WIDE_3(TOPPED, 0) WIDE_4(TOPPED, 0)
+#if CRNN_VREGS < 32
+PAIR(topped_4x4, topped_4x2, topped_4x2)
+#endif
 /* [nv][mr] */
 static const tile_function topped_tiles[5][9] = {{NULL}, {NULL, WIDE_1(TOPPED_NAME, 0)}, {NULL, WIDE_2(TOPPED_NAME, 0)},
-                                                 {NULL, WIDE_3(TOPPED_NAME, 0)}, {NULL, WIDE_4(TOPPED_NAME, 0)}};
+                                                 {NULL, WIDE_3(TOPPED_NAME, 0)}, {NULL, NAMES_4(TOPPED_NAME, 0)}};
 
 /* 1 if the last vector of a tile that ends at column `end` is half a one, in rows of `width` columns. */
 INLINE int half_left(size_t end, size_t width) { return HALVES && end >= width + VW / 2; }
@@ -182,6 +202,17 @@ INLINE size_t next_rows(size_t left, size_t most)
 {
     size_t count = (left + most - 1) / most;
     return (left + count - 1) / count;
+}
+
+/* Rows of the next of the tiles that `left` rows are cut into, and how many there are. */
+INLINE int pairs_help(size_t rows, int nv) { return tile_rows_max[nv] == 3 && rows > 3 && rows % 3 == 1; }
+INLINE size_t tile_rows(size_t left, int nv)
+{
+    return pairs_help(left, nv) ? 4 : next_rows(left, (size_t)tile_rows_max[nv]);
+}
+INLINE size_t tiles_high(size_t rows, int nv)
+{
+    return pairs_help(rows, nv) ? rows / 3 : (rows + (size_t)tile_rows_max[nv] - 1) / (size_t)tile_rows_max[nv];
 }
 
 /* n columns (in vectors or units) cut into tiles of nearly equal width: a tile of one vector does a load per multiply-add,
@@ -212,7 +243,7 @@ INLINE fetch_plan fetch_ahead(size_t whole, const T *next, size_t count, size_t 
 {
     size_t row = (size_t)nv * VW;
     if (!next || whole * sizeof(T) < FETCH_BYTES) return (fetch_plan){0};
-    return (fetch_plan){(const char *)next, count / row, row * sizeof(T), tile_count(rows, (size_t)tile_rows_max[nv])};
+    return (fetch_plan){(const char *)next, count / row, row * sizeof(T), tiles_high(rows, nv)};
 }
 
 /* Rows of one product with one tile-wide group of columns. */
@@ -221,7 +252,7 @@ INLINE void tile_column(size_t rows, int nv, int halves, size_t K, const T *a, s
                         int far)
 {
     for (size_t done = 0; done < rows;) {
-        size_t mr = next_rows(rows - done, (size_t)tile_rows_max[nv]);
+        size_t mr = tile_rows(rows - done, nv);
         const tile_fetch fetch = fetch_share(&plan, far);
         tiles[halves][nv][mr](K, a + done * ars, ars, aks, b, ldb, c + done * ldc, ldc, init ? init + done * ldi : NULL,
                               ldi, off, &fetch);
@@ -323,8 +354,7 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
             for (size_t t = 0; t < columns; t++) {
                 size_t v = vectors - tile_edge(vectors, columns, columns - t), n = v * VW;
                 size_t nv = tile_edge(vectors, columns, columns - t) - tile_edge(vectors, columns, columns - t - 1);
-                size_t width = N - n < nv * VW ? N - n : nv * VW, most = (size_t)tile_rows_max[nv];
-                size_t count = tile_count(me - mb, most);
+                size_t width = N - n < nv * VW ? N - n : nv * VW, count = tiles_high(me - mb, (int)nv);
                 const T *b = p->B + k * ldb + n;
                 const T *next = t + 1 < columns ? b + nv * VW : k + kn < K ? p->B + (k + kn) * ldb : NULL;
                 const int copied = p->room && p->ars != 1 && width < computed(nv, width);
@@ -334,7 +364,7 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
                 const size_t both = next_A && n < block && count > 1;
                 if (both) plans[0].tiles -= count / 2;
                 for (size_t m = mb, i = 0; m < me; i++) {
-                    size_t mr = next_rows(me - m, most);
+                    size_t mr = tile_rows(me - m, (int)nv);
                     product_tile(p, (copy ? p->room : A) + (m - mb) * p->ars, copy ? lda : p->aks, mr, (int)nv, width, kn,
                                  copied ? p->room : b, copied ? nv * VW : ldb, p->C + m * p->ldc + n, p->accumulate || k > 0,
                                  plans + (i & both));
