@@ -156,7 +156,7 @@ WIDE_2(TILE, 2) WIDE_4(TILE, 2) WIDE_3(TILE, 3) WIDE_4(TILE, 4)
 #endif
 #if CRNN_VREGS < 32
 /* Four rows by four vectors, one half of the columns after the other: two tiles of two rows would read all of b twice, as fast as the
- * second level gives it (84 GFLOP/s instead of 106 on one core of Zen 4 with AVX2; 10 rows are 4 + 3 + 3 and not 3 + 3 + 2 + 2). */
+ * second level gives it (84 GFLOP/s instead of 106 on one core of Zen 4 with AVX2; 10 rows are 3 + 3 + 4 and not 3 + 3 + 2 + 2). */
 #define PAIR(name, first, second)                                                                \
     NOINLINE void name(TILE_ARGUMENTS)                                                           \
     {                                                                                            \
@@ -205,14 +205,14 @@ INLINE size_t next_rows(size_t left, size_t most)
 }
 
 /* Rows of the next of the tiles that `left` rows are cut into, and how many there are. */
-INLINE int pairs_help(size_t rows, int nv) { return tile_rows_max[nv] == 3 && rows > 3 && rows % 3 == 1; }
 INLINE size_t tile_rows(size_t left, int nv)
 {
-    return pairs_help(left, nv) ? 4 : next_rows(left, (size_t)tile_rows_max[nv]);
+    return left == 4 && tile_rows_max[nv] == 3 ? 4 : next_rows(left, (size_t)tile_rows_max[nv]);
 }
 INLINE size_t tiles_high(size_t rows, int nv)
 {
-    return pairs_help(rows, nv) ? rows / 3 : (rows + (size_t)tile_rows_max[nv] - 1) / (size_t)tile_rows_max[nv];
+    const size_t most = (size_t)tile_rows_max[nv];
+    return most == 3 && rows > 3 && rows % 3 == 1 ? rows / 3 : (rows + most - 1) / most;
 }
 
 /* n columns (in vectors or units) cut into tiles of nearly equal width: a tile of one vector does a load per multiply-add,
