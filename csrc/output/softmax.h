@@ -305,10 +305,10 @@ static void softmax_slab(const softmax_call *call, size_t slab, T *room, T *colu
                 k += mr;
             }
         }
+        if (!copied) continue;
         const product_call p = {.N = n, .K = rows, .A = call->h, .ars = 1, .aks = call->ldh, .B = e + at, .ldb = call->ldl,
-                                .depth = COLUMNS_DEPTH, .room = columns, .C = out ? out + v : NULL, .ldc = ldo,
-                                .accumulate = update || call->add};
-        if (copied) product_rows(&p, 0, H);
+                                .depth = COLUMNS_DEPTH, .room = columns, .C = out + v, .ldc = ldo, .accumulate = update || call->add};
+        product_rows(&p, 0, H);
     }
     if (!bias) return;
     for (size_t c = from; c < to && c < args->vocabulary; c++) {

@@ -340,11 +340,10 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
     const int narrow = COLUMNS_WIDE < 4 && p->ars == 1 && K * N * sizeof(T) > COLUMNS_BYTES;
     size_t vectors = tile_count(N, VW), columns = tile_count(vectors, narrow ? COLUMNS_WIDE : 4);
     const int copy = narrow && columns > COPY_TILES;
-    const size_t lda = leading(PRODUCT_ROWS);
     const size_t most_rows = K * N * sizeof(T) <= FLAT_BYTES ? FLAT_ROWS : PRODUCT_ROWS;
     for (size_t mb = m0; mb < m1; mb += block) {
         block = round_up(next_rows(m1 - mb, most_rows), 8);
-        size_t me = m1 - mb < block ? m1 : mb + block;
+        size_t me = m1 - mb < block ? m1 : mb + block, lda = leading(me - mb);
         for (size_t k = 0, kn; k < K || k == 0; k += kn) {
             kn = K > k ? next_rows(K - k, p->depth) : 0;
             const T *next_A = k + kn < K ? p->A + (k + kn) * p->aks + mb : me < m1 ? p->A + me : p->next_A;
@@ -352,8 +351,9 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
             const T *A = p->A + mb * p->ars + k * p->aks;
             if (copy) copy_tile(p->room, lda, A, p->aks, me - mb, kn);
             for (size_t t = 0; t < columns; t++) {
-                size_t v = vectors - tile_edge(vectors, columns, columns - t), n = v * VW;
-                size_t nv = tile_edge(vectors, columns, columns - t) - tile_edge(vectors, columns, columns - t - 1);
+                /* The narrower tiles come last, so that pairs of vectors begin where lines do. */
+                size_t right = tile_edge(vectors, columns, columns - t), n = (vectors - right) * VW;
+                size_t nv = right - tile_edge(vectors, columns, columns - t - 1);
                 size_t width = N - n < nv * VW ? N - n : nv * VW, count = tiles_high(me - mb, (int)nv);
                 const T *b = p->B + k * ldb + n;
                 const T *next = t + 1 < columns ? b + nv * VW : k + kn < K ? p->B + (k + kn) * ldb : NULL;
