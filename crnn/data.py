@@ -7,75 +7,18 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments import whole_number
+from .arguments import as_generator, whole_number
 from .bptt import Chunk, Truncation
 from .packed import Packed, dense
+from .token_batch import EVALUATION_ROWS, TokenBatch, as_ids, of_like_length
 
 __all__ = ["Sentences", "Stream", "TokenBatch", "TokenData", "generator_state"]
-
-# Rows of one evaluation batch: enough for full-speed products, few enough that states and activations stay small.
-_EVALUATION_ROWS = 4096
-
-
-class TokenBatch:
-    """One batch of inputs and targets as packed rows.
-
-    Attributes
-    ----------
-    x, y
-        (R,) int64, the input ids and the ids to predict, one packed row each.
-    packed
-        Where the steps of the sequences stand among the rows.
-    carry
-        True when the batch continues the sequences of the batch before it, so that its state carries over.
-    tokens
-        R, the number of predictions.
-    sequences
-        How many sequences the batch holds.
-    """
-
-    __slots__ = ("carry", "packed", "sequences", "tokens", "x", "y")
-
-    def __init__(self, x: NDArray[np.int64], y: NDArray[np.int64], packed: Packed, carry: bool = False) -> None:
-        self.x = x
-        self.y = y
-        self.packed = packed
-        self.carry = carry
-        self.tokens = packed.rows
-        self.sequences = packed.batch_size
-
-    @classmethod
-    def from_sequences(cls, xs: Sequence[ArrayLike], ys: Sequence[ArrayLike]) -> TokenBatch:
-        """Pack input sequences and their targets, given in any order of lengths.
-
-        Raises
-        ------
-        TypeError
-            Ids that are not integers.
-        ValueError
-            Different numbers of sequences, or an x and a y of different lengths.
-        """
-        if len(xs) != len(ys):
-            raise ValueError(f"ys: got {len(ys)} sequences, wanted one per input sequence ({len(xs)})")
-        inputs = [_as_ids(x, f"xs[{i}]") for i, x in enumerate(xs)]
-        targets = [_as_ids(y, f"ys[{i}]") for i, y in enumerate(ys)]
-        for i, (x, y) in enumerate(zip(inputs, targets, strict=True)):
-            if len(x) != len(y):
-                raise ValueError(f"ys[{i}]: got {len(y)} ids, wanted {len(x)}, one per id of xs[{i}]")
-        packed = Packed([len(x) for x in inputs])
-        if not inputs:
-            return cls(np.empty(0, np.int64), np.empty(0, np.int64), packed)
-        return cls(packed.pack(inputs), packed.pack(targets), packed)
-
-    def __repr__(self) -> str:
-        return f"TokenBatch({self.sequences} sequences, {self.tokens} tokens{', carried' if self.carry else ''})"
-
 
 class TokenData(ABC):
     """What the trainer needs of training data.
@@ -162,11 +105,11 @@ class Sentences(TokenData):
         self.batch_size = whole_number(batch_size, "batch_size")
         self.shuffle = bool(shuffle)
         self.bucket = bool(bucket)
-        self.rng = np.random.default_rng(rng) if shuffle else None
+        self.rng = as_generator(rng, "rng") if shuffle else None
         kept = []
         self.left_out = 0
         for i, sequence in enumerate(sequences_of_ids):
-            ids = _as_ids(sequence, f"sequences_of_ids[{i}]")
+            ids = as_ids(sequence, f"sequences_of_ids[{i}]")
             if len(ids) < 2:
                 self.left_out += 1
             else:
@@ -178,6 +121,7 @@ class Sentences(TokenData):
             )
         counts = np.array([len(ids) for ids in kept], np.int64)
         self._ids = np.concatenate(kept)
+        self._ids.flags.writeable = False
         self._starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
         self._lengths = counts - 1
         self.sequences = len(kept)
@@ -223,7 +167,7 @@ class Sentences(TokenData):
 
     def evaluation_batches(self) -> Iterator[TokenBatch]:
         if self._evaluation is None:
-            self._evaluation = [self._pack(group) for group in self._evaluation_groups()]
+            self._evaluation = [self._pack(group) for group in of_like_length(self._lengths)]
         return iter(self._evaluation)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -285,23 +229,14 @@ class Sentences(TokenData):
                     groups = [groups[i] for i in self.rng.permutation(len(groups))]
                 self._order = groups
 
-    def _evaluation_groups(self) -> Iterator[NDArray[np.int64]]:
-        order = np.argsort(-self._lengths, kind="stable")
-        first = 0
-        while first < len(order):
-            # The longest sequence leads, so its length bounds the group's rows.
-            count = max(1, _EVALUATION_ROWS // int(self._lengths[order[first]]))
-            yield order[first : first + count]
-            first += count
-
     def _pack(self, group: NDArray[np.int64]) -> TokenBatch:
         if len(group) == 1:
             start, length = int(self._starts[group[0]]), int(self._lengths[group[0]])
             ids = self._ids[start : start + length + 1]
-            return TokenBatch(ids[:-1], ids[1:], dense(1, length))
+            return TokenBatch.over(ids[:-1], ids[1:], dense(1, length))
         packed = Packed(self._lengths[group])
         rows = self._starts[group][packed.sequence] + packed.step
-        return TokenBatch(self._ids[rows], self._ids[rows + 1], packed)
+        return TokenBatch.over(self._ids[rows], self._ids[rows + 1], packed)
 
 
 class Stream(TokenData):
@@ -334,7 +269,7 @@ class Stream(TokenData):
     def __init__(self, ids: ArrayLike, batch_size: int = 20, steps: int | None = None) -> None:
         self.batch_size = whole_number(batch_size, "batch_size")
         self.steps = None if steps is None else whole_number(steps, "steps")
-        text = _as_ids(ids, "ids")
+        text = as_ids(ids, "ids")
         length = (len(text) - 1) // self.batch_size
         if length < 1:
             raise ValueError(
@@ -366,7 +301,7 @@ class Stream(TokenData):
         self.position = 0
 
     def evaluation_batches(self) -> Iterator[TokenBatch]:
-        span = max(1, _EVALUATION_ROWS // self.batch_size)
+        span = max(1, EVALUATION_ROWS // self.batch_size)
         for first in range(0, self.length, span):
             yield self._cut(first, min(first + span, self.length))
 
@@ -405,7 +340,22 @@ class Stream(TokenData):
 
     def _cut(self, first: int, last: int) -> TokenBatch:
         rows = slice(first * self.batch_size, last * self.batch_size)
-        return TokenBatch(self._x[rows], self._y[rows], dense(self.batch_size, last - first), carry=first > 0)
+        return TokenBatch.over(self._x[rows], self._y[rows], dense(self.batch_size, last - first), carry=first > 0)
+
+
+def check_data(data: object, words: int, name: str) -> None:
+    """Training data must be a data set whose ids are all below `words`.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if not isinstance(data, TokenData):
+        raise TypeError(f"{name}: got {type(data).__name__}, wanted crnn.data.Sentences(...) or crnn.data.Stream(...)")
+    if data.largest_id >= words:
+        raise ValueError(
+            f"{name}: got the id {data.largest_id}, but the model's vocabulary has {words} words (ids 0 to {words - 1})"
+        )
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
@@ -417,19 +367,6 @@ def generator_state(rng: np.random.Generator) -> dict[str, Any]:
         return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
     return dict(plain(rng.bit_generator.state))
-
-
-def _as_ids(values: ArrayLike, name: str) -> NDArray[np.int64]:
-    ids = np.asarray(values)
-    if ids.ndim != 1:
-        raise ValueError(f"{name}: got an array of shape {ids.shape}, wanted one dimension of ids")
-    if ids.size == 0:
-        return np.empty(0, np.int64)
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"{name}: got {ids.dtype}, wanted integer ids")
-    if ids.min() < 0:
-        raise ValueError(f"{name}: got the id {int(ids.min())}, wanted ids from 0 on")
-    return np.ascontiguousarray(ids, np.int64)
 
 
 def _check_position(state: dict[str, Any], count: int) -> None:

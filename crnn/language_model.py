@@ -10,12 +10,13 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _kernels
+from .arguments import as_generator
 from .bptt import Truncation
 from .model_configuration import Configuration
 from .token_sequences import as_sequences, in_batches, one_batch, read_ids, read_pairs
@@ -131,7 +132,7 @@ class LanguageModel(WordNetwork):
             z_weighs=z_weighs,
             dtype=_dtype_name(dtype),
         )
-        super().__init__(configuration, np.random.default_rng(rng))
+        super().__init__(configuration, as_generator(rng, "rng"))
         self.vocabulary = vocabulary
         self.initialise(self.rng)
 
@@ -142,7 +143,7 @@ class LanguageModel(WordNetwork):
         vocabulary: Vocabulary | None = None,
         rng: np.random.Generator | int | None = None,
         weights: Array | None = None,
-    ) -> LanguageModel:
+    ) -> Self:
         """A model whose parameters are all zero, to be filled by the caller (files, copies), or lie in `weights`.
 
         Raises
@@ -155,7 +156,7 @@ class LanguageModel(WordNetwork):
                 f"vocabulary: has {len(vocabulary)} entries, the configuration wants {configuration.vocabulary_size}"
             )
         model = cls.__new__(cls)
-        WordNetwork.__init__(model, configuration, np.random.default_rng(rng), weights)
+        WordNetwork.__init__(model, configuration, as_generator(rng, "rng"), weights)
         model.vocabulary = vocabulary
         return model
 
@@ -172,12 +173,18 @@ class LanguageModel(WordNetwork):
         return self.configuration.vocabulary_size
 
     def __reduce__(self) -> Any:
-        return _restore, (self.configuration, self.vocabulary, self.rng, self.parameters)
+        others = {name: value for name, value in vars(self).items() if name not in self._own}
+        return _restore, (type(self), self.configuration, self.vocabulary, self.rng, self.parameters), others
 
-    def copy(self, dtype: Any = None) -> LanguageModel:
+    def __copy__(self) -> Self:
+        return self.copy()
+
+    def copy(self, dtype: Any = None) -> Self:
         """A model of its own with the same weights, in another dtype if wanted; its rng starts from the same state."""
         c = self.configuration if dtype is None else dataclasses.replace(self.configuration, dtype=_dtype_name(dtype))
-        return _restore(c, self.vocabulary, _copied(self.rng), self.parameters)
+        twin = _restore(type(self), c, self.vocabulary, _copied(self.rng), self.parameters)
+        twin.__dict__.update((name, value) for name, value in vars(self).items() if name not in self._own)
+        return twin
 
     def probabilities(self, ids: ArrayLike) -> Array:
         """The softmax outputs after each word of one sequence.
@@ -353,11 +360,18 @@ def _copied(rng: np.random.Generator) -> np.random.Generator:
     return twin
 
 
+_Model = TypeVar("_Model", bound="LanguageModel")
+
+
 def _restore(
-    configuration: Configuration, vocabulary: Vocabulary | None, rng: np.random.Generator, weights: Mapping[str, Array]
-) -> LanguageModel:
+    kind: type[_Model],
+    configuration: Configuration,
+    vocabulary: Vocabulary | None,
+    rng: np.random.Generator,
+    weights: Mapping[str, Array],
+) -> _Model:
     """A model with these weights, NaN and all: a copy must not fail where the original exists."""
-    model = LanguageModel.from_configuration(configuration, vocabulary, rng)
+    model = kind.from_configuration(configuration, vocabulary, rng)
     for name, view in model.parameters.items():
         view[...] = weights[name]
     return model

@@ -311,10 +311,11 @@ class ModelStream(_Stream):
         if ids.size and ids.dtype.kind not in "iu":
             raise TypeError(f"ids: got {ids.dtype}, wanted whole numbers")
         size = len(self.model)
-        wrong = ids[(ids < 0) | (ids >= size)]
+        own = ids.astype(np.int64)  # what is checked is what the kernels index with
+        wrong = ids[(own < 0) | (own >= size)]
         if wrong.size:
             raise ValueError(f"ids: got {int(wrong[0])}, which is outside the vocabulary of {size} words")
-        return np.ascontiguousarray(ids, np.int64)
+        return own
 
     def copy(self) -> Self:
         """A stream over the same weights with states of its own, equal to this one's now."""

@@ -6,21 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _kernels
-from .data import TokenBatch, TokenData
 from .packed import dense
+from .token_batch import Ids, TokenBatch, of_like_length
 
-__all__ = ["as_sequences", "check_batch", "check_data", "in_batches", "one_batch", "read_ids", "read_pairs"]
-
-Ids = NDArray[np.int64]
-
-_ROWS = 4096  # rows of an evaluation batch: enough for full-speed products, few enough that activations stay small
+__all__ = ["as_sequences", "check_batch", "in_batches", "one_batch", "read_ids", "read_pairs"]
 
 
 def read_ids(values: ArrayLike, words: int, name: str) -> Ids:
-    """One sequence of ids, each below `words`: (T,) int64, C-contiguous, at least one.
+    """One sequence of ids, each below `words`: (T,) int64, at least one, in memory of their own.
 
     Raises
     ------
@@ -39,7 +35,8 @@ def read_ids(values: ArrayLike, words: int, name: str) -> Ids:
         raise ValueError(f"{name}: got an empty sequence, wanted at least one id")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: got {array.dtype}, wanted integer ids (Vocabulary.encode makes them from words)")
-    ids = np.ascontiguousarray(array, np.int64)  # a uint64 beyond int64 turns negative, and is refused as such
+    # A copy: what is checked is what the kernels index with. A uint64 beyond int64 turns negative, and is refused.
+    ids = np.array(array, np.int64)
     at = _kernels.first_outside(ids, words)
     if at >= 0:
         raise ValueError(f"{name}: {_outside(int(array[at]), words)} at position {at}")
@@ -92,18 +89,14 @@ def read_pairs(xs: Sequence[ArrayLike], ys: Sequence[ArrayLike], words: int) -> 
 def one_batch(inputs: list[Ids], targets: list[Ids]) -> TokenBatch:
     """Checked pairs as one packed batch, in their order."""
     if len(inputs) == 1:
-        return TokenBatch(inputs[0], targets[0], dense(1, len(inputs[0])))
+        return TokenBatch.over(inputs[0], targets[0], dense(1, len(inputs[0])))
     return TokenBatch.from_sequences(inputs, targets)
 
 
 def in_batches(inputs: list[Ids], targets: list[Ids]) -> Iterator[TokenBatch]:
     """Checked pairs in batches of similar length and bounded size; the longest come first."""
-    order = np.argsort([-len(x) for x in inputs], kind="stable").tolist()
-    first = 0
-    while first < len(order):
-        group = order[first : first + max(1, _ROWS // len(inputs[order[first]]))]
+    for group in of_like_length(np.array([len(x) for x in inputs], np.int64)):
         yield one_batch([inputs[i] for i in group], [targets[i] for i in group])
-        first += len(group)
 
 
 def check_batch(batch: TokenBatch, words: int) -> None:
@@ -119,21 +112,6 @@ def check_batch(batch: TokenBatch, words: int) -> None:
         if row >= 0:
             sequence, step = int(batch.packed.sequence[row]), int(batch.packed.step[row])
             raise ValueError(f"batch.{name}: {_outside(int(ids[row]), words)} at step {step} of sequence {sequence}")
-
-
-def check_data(data: object, words: int, name: str) -> None:
-    """Training data must be a data set whose ids are all below `words`.
-
-    Raises
-    ------
-    TypeError, ValueError
-    """
-    if not isinstance(data, TokenData):
-        raise TypeError(f"{name}: got {type(data).__name__}, wanted crnn.data.Sentences(...) or crnn.data.Stream(...)")
-    if data.largest_id >= words:
-        raise ValueError(
-            f"{name}: got the id {data.largest_id}, but the model's vocabulary has {words} words (ids 0 to {words - 1})"
-        )
 
 
 def _outside(number: int, words: int) -> str:

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels, config
+from .arguments import as_generator
 from .bptt import Truncation, resolve
 from .cells import CELLS, initialise, kernel_name, tensors
-from .data import TokenBatch
 from .model_configuration import Configuration
 from .packed import Packed, dense
 from .parameters import Parameters, Spec
+from .token_batch import TokenBatch
 from .token_sequences import check_batch
 
 __all__ = ["GradientSet", "State", "WordNetwork"]
@@ -150,6 +151,7 @@ class WordNetwork:
         # The gradient row of a token: of all gates' pre-activations, or of the embedded word.
         self._row_width = len(self._cell.gates) * c.hidden_size if c.onehot else c.input_size
         self._fused: _Fused | None = None
+        self._own = frozenset((*vars(self), "_own"))
 
     def initialise(self, rng: np.random.Generator | int | None = None, scale: float | None = None) -> None:
         """Draw all parameters anew.
@@ -169,7 +171,7 @@ class WordNetwork:
             raise ValueError(f"scale: got {scale}, wanted a positive, finite number")
         self.parameters.check_writable()
         c = self.configuration
-        generator = np.random.default_rng(rng)
+        generator = as_generator(rng, "rng")
         for name, view in self.parameters.items():
             if scale is not None:
                 _draw(view, scale, generator)
@@ -354,7 +356,7 @@ class WordNetwork:
 
     def _advance(self, ids: Ids, packed: Packed, state: State | None) -> tuple[Array, State]:
         """Inference over packed ids: rows (R, hidden), and the final state."""
-        hidden, _, final, _ = self._forward(TokenBatch(ids, ids, packed), state, False, keep=False)
+        hidden, _, final, _ = self._forward(TokenBatch.over(ids, ids, packed), state, False, keep=False)
         return hidden, final
 
     def _hidden(self, ids: Ids) -> Array:

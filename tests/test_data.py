@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from crnn.bptt import Chunk, Full, Window
 from crnn.data import Sentences, Stream, TokenBatch, generator_state
+from crnn.packed import dense
 
 
 def rows(batch: TokenBatch) -> list[list[tuple[int, int]]]:
@@ -272,3 +273,35 @@ def test_generator_states_survive_json() -> None:
         other = np.random.Generator(kind(4))
         other.bit_generator.state = state
         assert other.random() == rng.random()
+
+
+def test_a_batch_owns_its_ids() -> None:
+    """Kernels index with ids that have been checked: what the caller's array holds later must not matter."""
+    x, y = np.array([1, 2, 3]), np.array([2, 3, 4])
+    batch = TokenBatch(x, y, dense(1, 3))
+    x[:] = y[:] = 1 << 40
+    assert batch.x.tolist() == [1, 2, 3]
+    assert batch.y.tolist() == [2, 3, 4]
+    with pytest.raises(AttributeError):
+        batch.x = x  # type: ignore[misc]
+    ids = np.array([1, 2, 3])
+    batches = [next(Sentences([ids]).batches()), next(Stream(ids, 1, steps=2).batches())]
+    ids[:] = 1 << 40
+    for batch in batches:
+        assert batch.x.tolist() == [1, 2]
+        with pytest.raises(ValueError, match="read-only"):
+            batch.x[0] = 7
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ([1, 2], ValueError, "x: got 2 ids, wanted 3"),
+        ([1, 2, -1], ValueError, "x: got the id -1"),
+        ([1.0, 2.0, 3.0], TypeError, "x: got float64"),
+        (np.array([1, 2, 1 << 63], np.uint64), ValueError, "x: got the id 9223372036854775808"),
+    ],
+)
+def test_a_batch_checks_its_ids(x, error, message) -> None:
+    with pytest.raises(error, match=message):
+        TokenBatch(x, [1, 2, 3], dense(1, 3))

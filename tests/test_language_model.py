@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 import tracemalloc
@@ -15,6 +16,7 @@ from language_oracle import Oracle
 import crnn
 from crnn.bptt import Chunk, Full, Window
 from crnn.data import Sentences, Stream, TokenBatch
+from crnn.token_sequences import read_ids
 
 WORDS = 13
 XS = [[0, 3, 12, 3, 5], [7], [1, 1, 1, 2, 9, 11, 4], [6, 0, 6]]
@@ -507,3 +509,27 @@ def test_bad_options() -> None:
         model.fused_sgd(batch_of(), 0.1, state=np.zeros((1, 4, 7), np.float32))
     with pytest.raises(ValueError, match="state: got 2 arrays, wanted 1"):
         model.fused_sgd(batch_of(), 0.1, state=(np.zeros((1, 4, 7)), np.zeros((1, 4, 7))))
+
+
+def test_ids_that_change_meanwhile_cannot_lead_the_kernels_astray() -> None:
+    """What is checked is a copy: another thread may write into the caller's array between check and use."""
+    ids = np.array([1, 2, 3])
+    checked = read_ids(ids, 5, "ids")
+    ids[:] = 1 << 40
+    assert checked.tolist() == [1, 2, 3]
+    assert not np.shares_memory(checked, ids)
+
+
+class Tagged(crnn.LanguageModel):
+    """A user's subclass."""
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), Tagged.copy])
+def test_copies_keep_class_and_attributes_and_draw_on_their_own(duplicate) -> None:
+    model = Tagged(7, "gru", 4, 2, dropout=0.5, rng=0)
+    model.note = ["mine"]  # type: ignore[attr-defined]
+    twin = duplicate(model)
+    assert type(twin) is Tagged
+    assert twin.note == ["mine"]
+    assert twin.rng is not model.rng
+    assert twin.rng.random() == model.rng.random()
