@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels, ranges
+from .arguments import whole_number
 from .parameters import Parameters
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "clip_norm", "clip_value", "global_norm"]
@@ -75,10 +76,10 @@ class Optimizer(ABC):
         if not self.state and self.moments:
             self.state = {name: self._initial(parameters) for name in self.moments}
         for name, twin in self.state.items():
-            if twin.flat.shape != parameters.flat.shape or twin.dtype != parameters.dtype:
+            if not twin.is_twin(parameters):
                 raise ValueError(
-                    f"parameters: got a buffer of {parameters.flat.size} {parameters.dtype} values, but {name} of this "
-                    f"optimiser belongs to one of {twin.flat.size} {twin.dtype}; make a new optimiser for a new model"
+                    f"parameters: got {_brief(parameters)}, but {name} of this optimiser belongs to {_brief(twin)}; "
+                    "make a new optimiser for a new model"
                 )
 
     def step(
@@ -96,10 +97,19 @@ class Optimizer(ABC):
             Row-sparse gradients; for the names in it `gradients` is neither read nor written.
         rate
             The learning rate of this step; by default `learning_rate`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Gradients that are not a twin of the parameters, moments of another model, or a rate that is negative or not
+            finite. Nothing has changed then.
         """
+        if not parameters.is_twin(gradients):
+            kind = ValueError if isinstance(gradients, Parameters) else TypeError
+            raise kind(f"gradients: got {_brief(gradients)}, wanted the twin of {_brief(parameters)}")
+        now = self.learning_rate if rate is None else ranges.not_negative("rate", rate)
         self.prepare(parameters)
         self.steps += 1
-        now = self.learning_rate if rate is None else rate
         for part in dense_parts(parameters, rows):
             self._update(parameters.flat[part], gradients.flat[part], part, now)
         for name, (ids, values) in (rows or {}).items():
@@ -118,9 +128,13 @@ class Optimizer(ABC):
 
         Raises
         ------
-        ValueError
-            The moments are another rule's, or their names or shapes are another model's.
+        TypeError, ValueError
+            The moments are another rule's, or their names or shapes are another model's; or the steps are no number of
+            updates. The optimiser is then as it was.
         """
+        if set(state) != {"steps", "moments"}:
+            raise ValueError(f"state of {type(self).__name__}: got the keys {sorted(state)}, wanted steps and moments")
+        steps = whole_number(state["steps"], "steps", 0)
         moments = state["moments"]
         if moments and set(moments) != set(self.moments):
             raise ValueError(
@@ -130,8 +144,10 @@ class Optimizer(ABC):
         for name, arrays in moments.items():
             twins[name] = parameters.like()
             twins[name].assign(arrays)
+            if name == "squares" and twins[name].flat.min() < 0.0:
+                raise ValueError(f"state of {type(self).__name__}: got negative squares, wanted sums of squares")
         self.state = {name: twins[name] for name in self.moments} if twins else {}
-        self.steps = int(state["steps"])
+        self.steps = steps
 
     def _initial(self, parameters: Parameters) -> Parameters:
         return parameters.like()
@@ -230,7 +246,7 @@ class Adagrad(Optimizer):
         self, learning_rate: float = 0.01, eps: float = 1e-10, initial: float = 0.0, weight_decay: float = 0.0
     ) -> None:
         super().__init__(learning_rate, weight_decay)
-        self.eps = ranges.not_negative("eps", eps)
+        self.eps = _epsilon(eps)
         self.initial = ranges.not_negative("initial", initial)
 
     def _initial(self, parameters: Parameters) -> Parameters:
@@ -269,7 +285,7 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay)
         self.alpha = ranges.fraction("alpha", alpha)
-        self.eps = ranges.not_negative("eps", eps)
+        self.eps = _epsilon(eps)
 
     def _dense(self, p: Array, g: Array, moments: list[Array], rate: float) -> None:
         _kernels.rmsprop(p, g, moments[0], rate, self.alpha, self.eps)
@@ -307,10 +323,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay)
-        if len(betas) != 2:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"betas: got {betas!r}, wanted two numbers")
         self.betas = (ranges.fraction("betas[0]", betas[0]), ranges.fraction("betas[1]", betas[1]))
-        self.eps = ranges.not_negative("eps", eps)
+        self.eps = _epsilon(eps)
 
     @property
     def _decoupled_decay(self) -> float:
@@ -358,7 +374,13 @@ def clip_norm(gradients: Parameters, rows: Rows | None, limit: float) -> float:
     -------
     float
         The norm before clipping.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A limit that is not positive and finite.
     """
+    limit = ranges.positive("limit", limit)
     norm = global_norm(gradients, rows)
     if norm > limit:
         factor = limit / norm
@@ -370,11 +392,35 @@ def clip_norm(gradients: Parameters, rows: Rows | None, limit: float) -> float:
 
 
 def clip_value(gradients: Parameters, rows: Rows | None, limit: float) -> None:
-    """Clip every gradient element into [-limit, limit]."""
+    """Clip every gradient element into [-limit, limit].
+
+    Raises
+    ------
+    TypeError, ValueError
+        A limit that is not positive and finite.
+    """
+    limit = ranges.positive("limit", limit)
     for part in dense_parts(gradients, rows):
         np.clip(gradients.flat[part], -limit, limit, out=gradients.flat[part])
     for _, values in (rows or {}).values():
         np.clip(values, -limit, limit, out=values)
+
+
+def _epsilon(eps: float) -> float:
+    """What is added to a root: above zero in float32 too, since padding and weights that never had a gradient divide
+    zero by it alone."""
+    smallest = float(np.finfo(np.float32).tiny)
+    result = ranges.not_negative("eps", eps)
+    if result < smallest:
+        raise ValueError(f"eps: got {eps!r}, wanted at least {smallest:.2g}: weights whose gradient is 0 are 0 / eps")
+    return result
+
+
+def _brief(parameters: object) -> str:
+    if not isinstance(parameters, Parameters):
+        return f"a {type(parameters).__name__}"
+    shapes = ", ".join(f"{name} {view.shape}" for name, view in list(parameters.items())[:3])
+    return f"Parameters of {parameters.size:,} {parameters.dtype} values ({shapes}, ...)"
 
 
 def dense_parts(parameters: Parameters, rows: Rows | None) -> list[slice]:

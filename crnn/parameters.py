@@ -22,6 +22,7 @@ __all__ = ["Parameters", "Spec"]
 
 _LINE = 64  # bytes: one cache line, and one AVX-512 register
 _LARGE_PAGE = 2 << 20  # bytes
+_MOST = 1 << 62  # bytes
 _GUARD = 128  # zero bytes behind the last tensor: kernels may read (never write) whole registers past its end
 
 _Shape = tuple[int, ...]
@@ -98,6 +99,8 @@ def _layout(specs: Iterable[Spec], dtype: np.dtype[Any]) -> tuple[_Slots, int]:
         offset = -(-end // _LINE) * _LINE
         if end < offset:
             gaps.append((end, offset - end, 0, 1))
+    if offset > _MOST:
+        raise _too_large(offset)
     gaps.append((offset, _GUARD, 0, 1))
     tensors = [(name, slot.offset, slot.spec.shape, slot.strides) for name, slot in slots.items()]
     slots.views = _kernels.Views(dtype, offset // item, _GUARD // item, tensors, gaps)
@@ -113,13 +116,20 @@ def _zeros(elements: int, dtype: np.dtype[Any]) -> np.ndarray:
     size = elements * dtype.itemsize + _LINE + _GUARD
     raw: Any
     if size >= _LARGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        pages = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            pages = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError:
+            raise _too_large(size) from None
         with contextlib.suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
         raw = np.frombuffer(pages, np.uint8)
         return np.ndarray((elements,), dtype, raw, -raw.ctypes.data % _LARGE_PAGE)
     raw = np.zeros(size, np.uint8)
     return np.ndarray((elements,), dtype, raw, -raw.ctypes.data % _LINE)
+
+
+def _too_large(size: int) -> MemoryError:
+    return MemoryError(f"the parameters take {size:,} bytes, more than there are")
 
 
 def _converted(name: str, value: Any, view: np.ndarray) -> np.ndarray:
@@ -165,7 +175,7 @@ class Parameters(dict[str, np.ndarray]):
     Attributes
     ----------
     flat : numpy.ndarray
-        The whole buffer, 1-D, padding between tensors included.
+        The whole buffer, 1-D, padding between tensors included. Assigning to it copies.
     guard : int
         How many zero elements follow `flat` in its memory.
     dtype : numpy.dtype
@@ -181,9 +191,9 @@ class Parameters(dict[str, np.ndarray]):
     array([ 0.25, -0.75], dtype=float32)
     """
 
-    __slots__ = ("_slots", "dtype", "flat")
+    __slots__ = ("_flat", "_slots", "dtype")
 
-    flat: np.ndarray
+    _flat: np.ndarray
     dtype: np.dtype[Any]
     _slots: _Slots
 
@@ -201,8 +211,17 @@ class Parameters(dict[str, np.ndarray]):
         self._attach(over[:length])
 
     def _attach(self, flat: np.ndarray) -> None:
-        self.flat = flat
+        self._flat = flat
         self._slots.views.attach(self, flat)
+
+    @property
+    def flat(self) -> np.ndarray:
+        return self._flat
+
+    @flat.setter
+    def flat(self, values: Any) -> None:
+        if values is not self._flat:  # `p.flat -= ...` ends here with the array it already changed
+            self._flat[:] = _converted("flat", values, self._flat)
 
     @property
     def specs(self) -> tuple[Spec, ...]:
@@ -230,6 +249,12 @@ class Parameters(dict[str, np.ndarray]):
         """Number of parameters, padding not counted."""
         return sum(view.size for view in self.values())
 
+    def is_twin(self, other: object) -> bool:
+        """Whether `other` has the same names, shapes, layout and dtype."""
+        if not isinstance(other, Parameters) or other.dtype != self.dtype:
+            return False
+        return other._slots is self._slots or other.specs == self.specs
+
     def storage(self, name: str) -> np.ndarray:
         """The array as stored: (m, n) with padded rows for a transposed tensor of shape (n, m), else the view."""
         _, offset, stored, strides, _ = self._slots[name]
@@ -248,32 +273,8 @@ class Parameters(dict[str, np.ndarray]):
         twin = Parameters.__new__(Parameters)
         twin.dtype = self.dtype
         twin._slots = self._slots
-        twin.flat = self._slots.views.blank(twin)
+        twin._flat = self._slots.views.blank(twin)
         return twin
-
-    def part(self, prefix: str) -> Parameters:
-        """The tensors whose names start with `prefix`, under the rest of their names, over the same memory.
-
-        They must be neighbours in the buffer, so that the part has a `flat` of its own.
-
-        Raises
-        ------
-        ValueError
-            If no name starts with `prefix`, or a foreign tensor stands between those that do.
-        """
-        places = [i for i, name in enumerate(self._slots) if name.startswith(prefix)]
-        if not places:
-            raise ValueError(f"no tensor name starts with {prefix!r}; there are {', '.join(self)}")
-        if places[-1] - places[0] + 1 != len(places):
-            raise ValueError(f"the tensors under {prefix!r} are not neighbours in the buffer")
-        chosen = list(self._slots.values())[places[0] : places[-1] + 1]
-        specs = [Spec(slot.spec.name[len(prefix) :], slot.spec.shape, slot.spec.transposed) for slot in chosen]
-        part = Parameters.__new__(Parameters)
-        part.dtype = self.dtype
-        part._slots, length = _layout(specs, self.dtype)
-        start = chosen[0].offset // self.dtype.itemsize
-        part._attach(self.flat[start : start + length])
-        return part
 
     def assign(self, tensors: Mapping[str, Any]) -> None:
         """Copy every tensor from a mapping with exactly these names; all or nothing.

@@ -220,6 +220,73 @@ def test_foreign_states_and_models_are_refused(rng) -> None:
         adam.step(random(rng, np.float32), random(rng, np.float32))
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_refused_step_changes_nothing(rule, rng) -> None:
+    parameters, optimizer = random(rng), RULES[rule]()
+    # As many elements as the first, in other tensors.
+    other = Parameters([Spec("first", (5, 3)), *SPECS[1:]], np.float64)
+    assert other.flat.size == parameters.flat.size
+    before = parameters.flat.copy()
+    for gradients, rate, error, message in (
+        (other, None, ValueError, r"gradients: got Parameters .*first \(5, 3\).*, wanted the twin of"),
+        (random(rng, np.float32), None, ValueError, "float32 values"),
+        (dict(random(rng)), None, TypeError, "gradients: got a dict"),
+        (random(rng), float("nan"), ValueError, "rate: got nan"),
+        (random(rng), float("inf"), ValueError, "rate"),
+        (random(rng), -1.0, ValueError, "rate: got -1.0, wanted at least 0"),
+    ):
+        with pytest.raises(error, match=message):
+            optimizer.step(parameters, gradients, rate=rate)
+    assert optimizer.steps == 0
+    np.testing.assert_array_equal(parameters.flat, before)
+    optimizer.step(parameters, random(rng))
+    if optimizer.moments:
+        with pytest.raises(ValueError, match="make a new optimiser"):
+            optimizer.step(other, other.like())
+    assert optimizer.steps == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"steps": -3}, ValueError, "steps must be at least 0, got -3"),
+        ({"steps": 2.7}, TypeError, "steps must be a whole number"),
+        ({"extra": 1}, ValueError, "wanted steps and moments"),
+        ({"moments": None}, ValueError, "negative squares"),
+    ],
+)
+def test_states_that_cannot_be_are_refused(change, error, message, rng) -> None:
+    parameters, adam = random(rng), optim.Adam()
+    adam.step(parameters, random(rng))
+    state = adam.state_dict() | change
+    if state["moments"] is None:
+        state["moments"] = {"mean": dict(random(rng)), "squares": dict(random(rng))}
+    with pytest.raises(error, match=message):
+        adam.load_state_dict(state, parameters)
+    assert adam.steps == 1
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", [optim.clip_norm, optim.clip_value])
+def test_limits_that_cannot_be_are_refused(clip, limit, rng) -> None:
+    gradients = random(rng)
+    before = gradients.flat.copy()
+    with pytest.raises(ValueError, match="limit: got"):
+        clip(gradients, None, limit)
+    np.testing.assert_array_equal(gradients.flat, before)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_rule_writes_into_padding(rule, rng) -> None:
+    parameters, optimizer = random(rng, np.float32), RULES[rule]()
+    for _ in range(3):
+        optimizer.step(parameters, random(rng, np.float32))
+    views = [parameters.storage(name) for name in parameters]
+    for view in views:
+        view[...] = 0
+    assert not parameters.flat.any()
+
+
 def test_norm_counts_dense_and_rows_and_nothing_else(rng) -> None:
     parameters = random(rng)
     dense, rows, whole = sparse_gradients(rng, parameters)
@@ -266,7 +333,11 @@ def test_only_plain_sgd_is_plain() -> None:
         (lambda: optim.SGD(0.1, weight_decay=-0.1), ValueError, "weight_decay"),
         (lambda: optim.Adam(betas=(0.9, 1.0)), ValueError, r"betas\[1\]"),
         (lambda: optim.Adam(betas=(0.9,)), ValueError, "betas"),
+        (lambda: optim.Adam(betas=0.9), ValueError, "betas: got 0.9"),
         (lambda: optim.Adam(eps=-1.0), ValueError, "eps"),
+        (lambda: optim.Adam(eps=0.0), ValueError, "eps: got 0.0, wanted at least 1.2e-38"),
+        (lambda: optim.RMSprop(eps=1e-60), ValueError, "eps"),
+        (lambda: optim.Adagrad(eps=0.0), ValueError, "eps"),
         (lambda: optim.RMSprop(alpha=1.5), ValueError, "alpha"),
         (lambda: optim.Adagrad(initial=-1.0), ValueError, "initial"),
     ],

@@ -106,30 +106,22 @@ def test_like_is_a_zeroed_twin_that_lines_up():
     assert twin["output.bias"][0] != p["output.bias"][0]
 
 
-def test_part_shares_memory_under_shorter_names():
+def test_assigning_to_flat_copies():
     p = filled()
-    part = p.part("rnn.")
-    assert list(part) == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"]
-    for name, view in part.items():
-        assert view.ctypes.data == p[f"rnn.{name}"].ctypes.data
-        assert view.strides == p[f"rnn.{name}"].strides
-        assert view.ctypes.data % LINE == 0
-    before = p["output.weight"].copy()
-    part.flat[:] = 7
-    assert (p["rnn.weight_ih_l0"] == 7).all()
-    np.testing.assert_array_equal(p["output.weight"], before)
-    output = p.part("output.")
-    assert output.flat.size + part.flat.size == p.flat.size
-    assert output.like().flat.shape == output.flat.shape
-    assert output.storage("weight").ctypes.data == p.storage("output.weight").ctypes.data
+    flat, view = p.flat, p["output.bias"]
+    p.flat = 2 * flat
+    assert p.flat is flat
+    np.testing.assert_array_equal(view, 2 * filled()["output.bias"])
+    p.flat -= p.flat
+    assert not view.any()
+    with pytest.raises(ValueError, match=r"flat: shape \(3,\), wanted"):
+        p.flat = np.zeros(3, np.float32)
 
 
-def test_part_refuses_unknown_prefixes_and_strangers_between():
-    with pytest.raises(ValueError, match=r"no tensor name starts with 'lstm\.'"):
-        filled().part("lstm.")
-    p = Parameters([Spec("a.x", (2,)), Spec("b.x", (2,)), Spec("a.y", (2,))])
-    with pytest.raises(ValueError, match="not neighbours"):
-        p.part("a.")
+@pytest.mark.parametrize("shape", [(10**7, 10**7), (10**18, 10**3)])
+def test_more_than_there_is_memory_is_one_clear_error(shape):
+    with pytest.raises(MemoryError, match=r"parameters take [0-9,]+ bytes"):
+        Parameters([Spec("weight", shape)])
 
 
 def test_assigning_to_a_name_copies():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,8 @@ class MappedParameters(Parameters):
             view.flags.writeable = False
             dict.__setitem__(self, name, view)
 
-    @property
-    def flat(self) -> npt.NDArray[Any]:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def flat(self) -> npt.NDArray[Any]:
         """Refused: the weights stand where the file has them."""
         raise ValueError(
             "these parameters are mapped from a file, read-only; copy() gives a buffer that can be written"
@@ -62,6 +62,3 @@ class MappedParameters(Parameters):
         for name, array in self.items():
             twin[name][...] = array
         return twin
-
-    def part(self, prefix: str) -> NoReturn:
-        raise ValueError(f"prefix {prefix!r}: mapped parameters have no parts, their order is the file's")
