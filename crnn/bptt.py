@@ -13,6 +13,8 @@ from crnn.arguments import whole_number
 
 __all__ = ["Chunk", "Full", "Truncation", "Window"]
 
+_MOST = 1 << 62  # steps: more than any sequence has, and the kernels' numbers have 64 bits
+
 
 @dataclass(frozen=True, slots=True)
 class Full:
@@ -54,7 +56,7 @@ class Window:
     @property
     def schedule(self) -> tuple[int, int, int]:
         """The scheme as the kernels take it."""
-        return (1, self.k, 0)
+        return (1, min(self.k, _MOST), 0)
 
     def first_step(self, t: int) -> int:
         """``r(t)``: the first step that the loss at step `t` reaches."""
@@ -99,7 +101,7 @@ class Chunk:
     def schedule(self) -> tuple[int, int, int]:
         """The scheme as the kernels take it."""
         assert self.k2 is not None
-        return (2, self.k1, self.k2)
+        return (2, min(self.k1, _MOST), min(self.k2, _MOST))
 
     def first_step(self, t: int) -> int:
         """``r(t)``: the first step that the loss at step `t` reaches."""
@@ -129,3 +131,22 @@ def resolve(truncation: Truncation | None) -> Truncation:
             f"not {truncation!r}"
         )
     return truncation
+
+
+def schedule(truncation: Truncation | None, bidirectional: bool) -> tuple[int, int, int]:
+    """A scheme as the kernels take it.
+
+    Raises
+    ------
+    TypeError
+        If `truncation` is not one of the schemes of this module.
+    ValueError
+        Anything but `Full` in a bidirectional layer.
+    """
+    scheme = resolve(truncation)
+    if bidirectional and not isinstance(scheme, Full):
+        raise ValueError(
+            f"truncation {scheme} has no agreed meaning in a bidirectional layer, whose second direction runs against "
+            "time: use Full()"
+        )
+    return scheme.schedule

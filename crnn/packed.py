@@ -307,9 +307,22 @@ def _side_by_side(sequences: list[np.ndarray]) -> list[np.ndarray]:
     return [array.copy(order="C") for array in sequences]
 
 
-@functools.lru_cache(maxsize=256)
+# Of small geometries the last 256 of each kind are remembered. Making a larger one takes 3 to 20 us, which its call
+# does not feel, and would keep its memory for good.
+_SMALL = 8192
+
+
+def _is_small(batch: int, steps: int) -> bool:
+    return (batch + 1) * (steps + 1) <= _SMALL
+
+
 def dense(batch: int, steps: int) -> Packed:
     """The geometry of `batch` sequences of `steps` steps each."""
+    return _remembered(batch, steps) if _is_small(batch, steps) else Packed(np.full(batch, steps, np.int64))
+
+
+@functools.lru_cache(maxsize=256)
+def _remembered(batch: int, steps: int) -> Packed:
     return Packed(np.full(batch, steps, np.int64))
 
 
@@ -353,7 +366,8 @@ def read_form(x: Any, lengths: Any = None) -> Batch:
     shape = x.shape if type(x) is np.ndarray else np.shape(x)
     if len(shape) == 2:
         if lengths is None:
-            return _single(shape[0])
+            steps = shape[0]
+            return _single(steps) if _is_small(1, steps) else Batch(dense(1, steps), "single", steps)
         return Batch(Packed(_read_lengths(lengths, 1, shape[0])), "single", shape[0])
     if len(shape) != 3:
         raise ValueError(
@@ -361,7 +375,8 @@ def read_form(x: Any, lengths: Any = None) -> Batch:
             f"got an array of shape {shape}"
         )
     if lengths is None:
-        return _dense_batch(shape[0], shape[1])
+        batch, steps = shape[0], shape[1]
+        return _dense_batch(batch, steps) if _is_small(batch, steps) else Batch(dense(batch, steps), "padded", steps)
     return Batch(Packed(_read_lengths(lengths, shape[0], shape[1])), "padded", shape[1])
 
 

@@ -6,12 +6,13 @@ stands between the two. Nothing in it depends on the kind of cell beyond what `c
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from crnn import _kernels, bptt, cells, config
-from crnn.arguments import choice, flag, number, whole_number
+from crnn import _kernels, cells, config
+from crnn.arguments import as_generator, choice, flag, number, whole_number
 from crnn.packed import Batch, Packed, as_real, dense, finite, read_form
 from crnn.parameters import Parameters, Spec
 from crnn.runs import Run, State
@@ -73,8 +74,8 @@ class Recurrent:
         **options: Any,
     ) -> None:
         self._configure(input_size, hidden_size, num_layers, **options)
-        generator = np.random.default_rng(rng)
-        self._bind(Parameters([Spec(name, shape) for name, shape in self._tensors() if shape], dtype), generator, False)
+        generator = as_generator(rng, "rng")
+        self._bind(Parameters([Spec(name, shape) for name, shape in self._tensors() if shape], dtype), generator)
         self._initialise(generator)
 
     @classmethod
@@ -86,17 +87,14 @@ class Recurrent:
         num_layers: int = 1,
         *,
         rng: Any = None,
-        onehot: bool = False,
         **options: Any,
     ) -> Self:
-        """A layer over parameters that exist already, left as they are: a part of a bigger model's, or mapped ones.
+        """A layer over parameters that exist already, left as they are: loaded or mapped ones.
 
         Parameters
         ----------
         params : Parameters
-            The tensors of `_specs` without the prefix, e.g. ``model_params.part("rnn.")``.
-        onehot : bool
-            Input rows are ids (int64, in range) instead of vectors; only `_forward_packed` takes them.
+            The tensors of `_specs`, in any order.
         rng : numpy.random.Generator, int or None
             For dropout.
         **options
@@ -104,9 +102,7 @@ class Recurrent:
         """
         layer = cls.__new__(cls)
         layer._configure(input_size, hidden_size, num_layers, **options)
-        if onehot and layer.bidirectional:
-            raise ValueError("a bidirectional layer cannot take one-hot ids")
-        layer._bind(params, np.random.default_rng(rng), onehot)
+        layer._bind(params, as_generator(rng, "rng"))
         return layer
 
     @classmethod
@@ -118,19 +114,12 @@ class Recurrent:
         *,
         bias: bool = True,
         bidirectional: bool = False,
-        prefix: str = "",
-        onehot: bool = False,
     ) -> list[Spec]:
-        """The tensors that a layer inside a bigger model needs, named with `prefix`, as neighbours in this order.
-
-        With `onehot` the first layer's ``weight_ih_l0`` is stored transposed: a word's column is one contiguous row.
-        """
+        """The tensors that a layer has."""
         shapes = cells.tensors(
             cells.CELLS[cls.kind], input_size, hidden_size, num_layers, bidirectional=bidirectional, bias=bias
         )
-        return [
-            Spec(prefix + name, shape, transposed=onehot and name == "weight_ih_l0") for name, shape in shapes if shape
-        ]
+        return [Spec(name, shape) for name, shape in shapes if shape]
 
     def _configure(
         self,
@@ -160,29 +149,25 @@ class Recurrent:
         self.directions = 2 if self.bidirectional else 1
         self.output_size = self.hidden_size * self.directions
 
-    def _bind(self, params: Parameters, rng: np.random.Generator, onehot: bool) -> None:
+    def _bind(self, params: Parameters, rng: np.random.Generator) -> None:
         """Attach parameters and build the kernels' stack over them."""
         self._cell = cells.CELLS[self.kind]
         self._params = params
         self.dtype = params.dtype
         self._rng = rng
-        self._onehot = onehot
         self._names = [name if shape else None for name, shape in self._tensors()]
-        self._as_stored = self.bias and not onehot and list(params) == self._names
-        weights = self._kernel_list(params)
-        if onehot:
-            weights[0] = params.storage("weight_ih_l0")
+        self._as_stored = self.bias and list(params) == self._names
         self._stack = _kernels.Stack(
             cells.kernel_name(self._cell, self._nonlinearity),
             self.input_size,
             self.hidden_size,
             self.num_layers,
             self.directions,
-            weights,
+            self._kernel_list(params),
             reset_after=self._reset_after,
             z_state=self._z_weighs == "state",
-            onehot=onehot,
         )
+        self._own = frozenset((*vars(self), "_own"))
 
     def _tensors(self) -> list[tuple[str, tuple[int, ...] | None]]:
         return list(
@@ -202,16 +187,10 @@ class Recurrent:
             cells.initialise(tensor, self.hidden_size, rng)
 
     def _kernel_list(self, params: Parameters) -> list[np.ndarray | None]:
-        """Weights or gradients in the kernels' order, None for absent biases and for a one-hot layer's weight_ih_l0.
-
-        The gradient of one-hot input weights is row-sparse: `_backward_packed` returns a row per token instead.
-        """
+        """Weights or gradients in the kernels' order, None for absent biases."""
         if self._as_stored:  # a third of a microsecond less in every call
             return [*params.values()]
-        arrays = [None if name is None else params[name] for name in self._names]
-        if self._onehot:
-            arrays[0] = None
-        return arrays
+        return [None if name is None else params[name] for name in self._names]
 
     # ------------------------------------------------------------------------------------------------- public calls
 
@@ -294,7 +273,7 @@ class Recurrent:
         TypeError, ValueError
             As the call; and ValueError for a bidirectional layer, which needs the whole sequence.
         """
-        h0, c0 = state if type(state) is tuple and len(state) == 2 else (state, None)
+        h0, c0 = state if type(state) is tuple and len(state) == 2 and self.kind == "lstm" else (state, None)
         stepped = self._stack.step(x_t, h0, c0)
         if stepped is not None:  # all in the kernel's own form; else the long way, which converts or complains
             y, h_n, c_n = stepped
@@ -335,8 +314,7 @@ class Recurrent:
         Parameters
         ----------
         rows : numpy.ndarray or list of numpy.ndarray
-            (R, input) of the layer's dtype, or (R,) int64 ids for a one-hot layer, C-contiguous; or sequences as
-            `crnn.packed.Batch.read` gives them.
+            (R, input) of the layer's dtype, C-contiguous; or sequences as `crnn.packed.Batch.read` gives them.
         geometry : Packed
         h0, c0 : numpy.ndarray or None
             (layers*directions, B, H) in sorted order, C-contiguous; None is zero. `c0` only for an LSTM.
@@ -402,12 +380,10 @@ class Recurrent:
         Returns
         -------
         dx, dh0, dc0
-            ``dx`` is the argument or (R, input), for a one-hot layer (R, G*H): the row that each token adds to the
-            stored ``weight_ih_l0``. None where not wanted.
+            ``dx`` is the argument or (R, input). None where not wanted.
         """
         if dx is None and want_input:
-            width = len(self._cell.gates) * self.hidden_size if self._onehot else self.input_size
-            dx = _kernels.empty((geometry.rows, width), self.dtype)
+            dx = _kernels.empty((geometry.rows, self.input_size), self.dtype)
         dh0, dc0 = self._stack.states(geometry.batch_size) if want_state else (None, None)
         if geometry.rows:
             order = geometry.order
@@ -429,17 +405,6 @@ class Recurrent:
         shape = (self.num_layers - 1, rows, self.output_size)
         keep = rng.random(shape, np.float32) >= self.dropout  # float32 draws for both dtypes: the same masks
         return keep * self.dtype.type(1.0 / (1.0 - self.dropout))
-
-    def _schedule(self, truncation: bptt.Truncation | None) -> tuple[int, int, int]:
-        if truncation is None:
-            return bptt.FULL.schedule
-        scheme = bptt.resolve(truncation)
-        if self.bidirectional and not isinstance(scheme, bptt.Full):
-            raise ValueError(
-                f"truncation {scheme} has no agreed meaning in a bidirectional layer, whose second direction runs "
-                "against time: use Full()"
-            )
-        return scheme.schedule
 
     def _read_state(self, state: Any, geometry: Packed, name: str) -> _States:
         """The caller's state (or a gradient of it), checked, as the kernels want it: sorted (h, c)."""
@@ -493,11 +458,15 @@ class Recurrent:
         arguments = ", ".join([str(self.input_size), str(self.hidden_size), *changed])
         return f"<crnn.{type(self).__name__}({arguments}): {self._params.size:,} parameters>"
 
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # its own generator too: masks drawn here change nothing there
+
     def __reduce__(self) -> Any:
-        return _restore, (type(self), self.config(), self._params.copy(), self._rng, self._onehot)
+        others = {name: value for name, value in vars(self).items() if name not in self._own}
+        return _restore, (type(self), self.config(), self._params.copy(), self._rng), others or None
 
 
 def _restore(
-    kind: type[Recurrent], options: dict[str, Any], params: Parameters, rng: np.random.Generator, onehot: bool
+    kind: type[Recurrent], options: dict[str, Any], params: Parameters, rng: np.random.Generator
 ) -> Recurrent:
-    return kind._over(params, rng=rng, onehot=onehot, **{k: v for k, v in options.items() if k != "dtype"})
+    return kind._over(params, rng=rng, **{k: v for k, v in options.items() if k != "dtype"})

@@ -87,7 +87,7 @@ class Run:
         """
         layer, batch = self._layer, self._batch
         geometry = batch.geometry
-        schedule = layer._schedule(truncation)
+        schedule = bptt.schedule(truncation, layer.bidirectional)
         dy = None
         if d_output is not None:
             dy = batch.read(d_output, layer.output_size, layer.dtype, "d_output")

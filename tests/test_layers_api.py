@@ -17,7 +17,6 @@ from layer_cases import GATES, KINDS, draw, every_kind, make, parts
 import crnn
 from crnn.layers import LAYERS
 from crnn.packed import Packed
-from crnn.parameters import Parameters, Spec
 
 # -------------------------------------------------------------------------------------------------------- construction
 
@@ -222,62 +221,6 @@ def test_repr_and_summary():
 # ---------------------------------------------------------------------- inside a bigger model: packed rows, one-hot
 
 
-@every_kind
-def test_a_layer_over_a_part_of_a_bigger_buffer_takes_one_hot_ids(kind):
-    vocabulary, hidden = 7, 4
-    cls = LAYERS[kind]
-    specs = cls._specs(vocabulary, hidden, 2, prefix="rnn.", onehot=True)
-    assert [spec.transposed for spec in specs] == [True] + [False] * 7
-    params = Parameters([*specs, Spec("output.weight", (vocabulary, hidden), transposed=True)], np.float64)
-    layer = cls._over(params.part("rnn."), vocabulary, hidden, 2, onehot=True)
-    assert not params.flat.any()
-    layer._initialise(np.random.default_rng(1))
-    dense = make(kind, vocabulary, hidden, 2)
-    for name, tensor in dense.params.items():
-        np.testing.assert_array_equal(params[f"rnn.{name}"], tensor)
-
-    geometry = Packed([3, 0, 5])
-    ids = np.array([2, 6, 2, 0, 5, 6, 1, 2])
-    x = np.eye(vocabulary)[ids]
-    h0 = geometry.sort(draw(2, 3, hidden, seed=3))
-    c0 = geometry.sort(draw(2, 3, hidden, seed=4)) if kind == "lstm" else None
-    y, h_n, c_n, tape = layer._forward_packed(ids, geometry, h0, c0, True)
-    wanted = dense._forward_packed(x, geometry, h0, c0, True)
-    np.testing.assert_allclose(y, wanted[0], rtol=1e-13, atol=1e-15)
-    np.testing.assert_allclose(h_n, wanted[1], rtol=1e-13, atol=1e-15)
-    assert (c_n is None) == (kind != "lstm")
-
-    grads, dense_grads, dy = params.like(), dense.params.like(), draw(8, hidden, seed=6)
-    schedule = crnn.bptt.Window(2).schedule
-    rows, dh0, _ = layer._backward_packed(
-        tape, geometry, dy, None, None, schedule, layer._kernel_list(grads.part("rnn."))
-    )
-    _, d_h0, _ = dense._backward_packed(
-        wanted[3], geometry, dy, None, None, schedule, dense._kernel_list(dense_grads), want_input=False
-    )
-    assert rows.shape == (8, GATES[kind] * hidden)
-    np.add.at(grads.storage("rnn.weight_ih_l0"), ids, rows)
-    for name, gradient in dense_grads.items():
-        np.testing.assert_allclose(grads[f"rnn.{name}"], gradient, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(dh0, d_h0, rtol=1e-12, atol=1e-14)
-
-    once = grads.copy()
-    layer._backward_packed(
-        tape,
-        geometry,
-        dy,
-        None,
-        None,
-        schedule,
-        layer._kernel_list(grads.part("rnn.")),
-        want_input=False,
-        want_state=False,
-        accumulate=True,
-    )
-    np.testing.assert_allclose(grads["rnn.weight_hh_l1"], 2 * once["rnn.weight_hh_l1"], rtol=1e-12)
-    np.testing.assert_array_equal(grads["rnn.weight_ih_l0"], once["rnn.weight_ih_l0"])
-
-
 def test_without_rows_packed_gradients_are_zeroed_or_kept():
     layer = make("gru")
     geometry, grads = Packed([0, 0]), layer.params.like()
@@ -289,14 +232,41 @@ def test_without_rows_packed_gradients_are_zeroed_or_kept():
     assert not grads["weight_hh_l0"].any()
 
 
-def test_one_hot_ids_and_two_directions_exclude_each_other():
-    specs = LAYERS["gru"]._specs(5, 4, bidirectional=True, onehot=True)
-    with pytest.raises(ValueError, match="bidirectional layer cannot take one-hot ids"):
-        LAYERS["gru"]._over(Parameters(specs), 5, 4, bidirectional=True, onehot=True)
-
-
 def test_public_names_load_on_demand():
     assert crnn.LSTM is LAYERS["lstm"]
     assert {"RNN", "LSTM", "GRU", "bptt", "show_config"} <= set(dir(crnn))
     with pytest.raises(AttributeError, match="no attribute 'Transformer'"):
         crnn.Transformer  # noqa: B018
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_keep_class_and_attributes_and_draw_on_their_own(duplicate):
+    class_ = type(make("gru"))
+    layer = class_(3, 4, 2, dropout=0.5, rng=0)
+    layer.note = ["mine"]
+    twin = duplicate(layer)
+    assert type(twin) is class_
+    assert twin.note == ["mine"]
+    x = np.ones((2, 5, 3), np.float32)
+    first, second = layer.forward(x).output, twin.forward(x).output
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru"])
+def test_a_pair_of_states_is_refused_by_a_step_as_by_a_call(kind):
+    layer = make(kind)
+    h = np.zeros((1, 1, layer.hidden_size), layer.dtype)
+    for state in ((h, None), (None, None), (h, h)):
+        with pytest.raises(TypeError, match="must be one array, not a tuple"):
+            layer.step(np.zeros((1, 3)), state)
+        with pytest.raises(TypeError, match="must be one array, not a tuple"):
+            layer.step(np.zeros((1, 3), layer.dtype), state)
+
+
+def test_a_window_of_any_length_will_do():
+    layer = make("gru")
+    run = layer.forward(draw(2, 4, 3))
+    dy = draw(2, 4, layer.output_size, seed=2)
+    wanted = run.backward(dy).params.flat
+    for scheme in (crnn.bptt.Window(10**30), crnn.bptt.Chunk(10**30), crnn.bptt.Chunk(4, 10**30)):
+        np.testing.assert_array_equal(run.backward(dy, truncation=scheme).params.flat, wanted)

@@ -86,6 +86,15 @@ def test_shared_geometries_are_read_only_and_reused():
             array[0] = 1
 
 
+def test_large_geometries_are_not_remembered():
+    for batch, steps in ((1, 10_000), (10_000, 1), (100, 100), (10_000, 0)):
+        assert dense(batch, steps) is not dense(batch, steps)
+        x = np.zeros((batch, steps, 1))
+        assert read_form(x).geometry is not read_form(x).geometry
+    assert read_form(np.zeros((10_000, 1))).geometry is not read_form(np.zeros((10_000, 1))).geometry
+    assert read_form(np.zeros((2, 30, 1))) is read_form(np.zeros((2, 30, 1)))
+
+
 # --------------------------------------------------------------------------------------------------- forms of arrays
 
 
