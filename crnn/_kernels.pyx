@@ -1,4 +1,3 @@
-# cython: freethreading_compatible=True
 """The one door between Python and C: argument types in, one C call, status out; without the GIL, but for the
 briefest steps. No numerics here.
 

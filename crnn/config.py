@@ -13,6 +13,8 @@ import numpy as np
 from crnn import _kernels
 from crnn.arguments import whole_number
 
+_MOST_THREADS = 64  # of the C core
+
 __all__ = ["default_threads", "describe", "get_num_threads", "set_num_threads", "show_config"]
 
 
@@ -74,7 +76,7 @@ def default_threads() -> int:
     if told:
         if not (told.isascii() and told.isdigit() and int(told) >= 1):
             raise ValueError(f"CRNN_NUM_THREADS must be a whole number of at least 1, got {told!r}")
-        return int(told)
+        return min(int(told), _MOST_THREADS)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota()
     return max(1, count if quota is None else min(count, math.floor(quota)))
@@ -86,14 +88,14 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. One pool serves the whole process.
+        At least 1; more than 64 count as 64. One pool serves the whole process.
 
     Raises
     ------
     TypeError, ValueError
         If `n` is not a whole number of at least 1.
     """
-    _kernels.set_threads(whole_number(n, "n"))
+    _kernels.set_threads(min(whole_number(n, "n"), _MOST_THREADS))
 
 
 def get_num_threads() -> int:

@@ -12,6 +12,7 @@ import tolerances
 from grid import KINDS, Case
 
 from crnn import _kernels
+from crnn.layers import LAYERS
 from crnn.packed import Packed
 from crnn.parameters import Parameters, Spec
 
@@ -429,3 +430,11 @@ def test_what_the_machine_reaches_is_measured(threads):
         _kernels.assume_handover(-1)
     with pytest.raises(ValueError, match="size: got 0 bytes"):
         _kernels.read_bandwidth(0, 1, 1e-3)
+
+
+def test_what_is_no_object_of_its_kind_is_refused():
+    stack = _kernels.Stack("gru", 2, 3, 1, 1, list(LAYERS["gru"](2, 3).params.values()))
+    with pytest.raises(TypeError, match="stack"):
+        _kernels.Stepper(None, 1)
+    with pytest.raises(TypeError, match="tape"):
+        stack.backward(None, None, None, None, (0, 0, 0), None, None, None, [None] * 4)

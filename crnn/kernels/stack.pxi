@@ -203,7 +203,8 @@ cdef class Stack:
             return NULL
         return cnp.PyArray_DATA(array)
 
-    def backward(self, Tape tape, dy, dh_n, dc_n, schedule, dx, dh0, dc0, list grads, bint accumulate=False, order=None):
+    def backward(self, Tape tape not None, dy, dh_n, dc_n, schedule, dx, dh0, dc0, list grads, bint accumulate=False,
+                 order=None):
         cdef crnn_backward_args args
         cdef void **upstream = NULL
         cdef void **inputs = NULL

@@ -44,7 +44,7 @@ cdef class Stepper:
     cdef Py_ssize_t batch
     cdef bint brief
 
-    def __cinit__(self, Stack stack, Py_ssize_t batch):
+    def __cinit__(self, Stack stack not None, Py_ssize_t batch):
         cdef crnn_status status
         if batch < 1:
             raise ValueError(f"batch: got {batch}, wanted at least 1")
