@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import re
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -52,17 +53,24 @@ def switch(name: str) -> bool:
     return os.environ.get(name, "") not in ("", "0")
 
 
-def target_architecture(plat_name: str) -> str:
-    """Normalised machine name the wheel is built for, which need not be the machine that builds it."""
-    arch_flags = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", ""))
-    if len(arch_flags) == 1:
-        machine = arch_flags[0]
-    elif "universal2" in plat_name:
-        # One file cannot carry AVX2 flags and ARM code, so build for this machine alone.
+def wanted_architectures() -> list[str]:
+    return re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", ""))
+
+
+def settle_architecture() -> None:
+    """A universal2 interpreter builds for this machine alone, and the wheel's name says so: one file cannot carry AVX2
+    flags and ARM code. `ARCHFLAGS` with a single architecture overrules.
+    """
+    if "universal2" in sysconfig.get_platform() and len(wanted_architectures()) != 1:
         machine = platform.machine()
         os.environ["ARCHFLAGS"] = f"-arch {machine}"
-    else:
-        machine = plat_name.rsplit("-", 1)[-1]
+        os.environ["_PYTHON_HOST_PLATFORM"] = sysconfig.get_platform().replace("universal2", machine)
+
+
+def target_architecture(plat_name: str) -> str:
+    """Normalised machine name the wheel is built for, which need not be the machine that builds it."""
+    arch_flags = wanted_architectures()
+    machine = arch_flags[0] if len(arch_flags) == 1 else plat_name.rsplit("-", 1)[-1]
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
 
 
@@ -134,6 +142,7 @@ class BuildKernels(build_ext):
 
 c_files = sorted(str(path) for path in CSRC.glob("**/*.[ch]"))
 included = sorted(str(path) for path in Path("crnn/kernels").glob("*.pxi"))
+settle_architecture()
 setup(
     ext_modules=[
         Extension(
