@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["choice", "flag", "number", "whole_number"]
+__all__ = ["as_generator", "choice", "flag", "number", "whole_number"]
 
 
 def whole_number(value: object, argument: str, least: int = 1) -> int:
@@ -28,6 +28,16 @@ def number(value: object, argument: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{argument} must be a number, not {type(value).__name__}")
     return float(value)
+
+
+def as_generator(value: object, argument: str) -> np.random.Generator:
+    """A generator itself, or a new one from a seed (None: from the system); else TypeError or ValueError."""
+    try:
+        return np.random.default_rng(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{argument} must be a seed or a numpy.random.Generator, got {value!r}") from None
+    except ValueError as error:
+        raise ValueError(f"{argument} must be a seed or a numpy.random.Generator, got {value!r} ({error})") from None
 
 
 def flag(value: object, argument: str) -> bool:

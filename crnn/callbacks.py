@@ -1,6 +1,6 @@
 """Things that happen while a model trains: progress, logs, best models, early stopping.
 
-A callback is a class with any of the six methods of `Callback`. Each gets the `crnn.Trainer`, whose public
+A callback is a class with any of the seven methods of `Callback`. Each gets the `crnn.Trainer`, whose public
 attributes say everything there is to know (`epoch`, `step`, `learning_rate`, `epoch_loss`, `epoch_tokens`, `history`,
 `model`, ...), and may call `trainer.stop("why")` to end the run after this step:
 
@@ -11,13 +11,18 @@ attributes say everything there is to know (`epoch`, `step`, `learning_rate`, `e
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from . import ranges
+from .arguments import whole_number
 from .atomic import check_writable
 from .history import Record, perplexity_of
 
@@ -44,6 +49,13 @@ class Callback:
 
     def on_epoch_end(self, trainer: Trainer, record: Record) -> None:
         """After an epoch and its evaluation; the record is in the history already."""
+
+    def on_halt(self, trainer: Trainer, reason: str) -> None:
+        """When Ctrl-C, a limit or `trainer.stop` ends the run before its last epoch is over.
+
+        The reason is what `trainer.history.stopped` will be. Within an epoch this comes before the evaluation that
+        closes the run, so that what is saved here goes on as if nothing had happened.
+        """
 
     def on_end(self, trainer: Trainer) -> None:
         """After the last step, however the run ended: `trainer.history.stopped` says."""
@@ -175,6 +187,15 @@ class EpochTable(Callback):
         print(line, file=self.stream if self.stream is not None else sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def _training_goes_on(what: str, trainer: Trainer) -> Iterator[None]:
+    """What cannot be written beside a run is a warning, not its end."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{what} at step {trainer.step} ({error}); training goes on", RuntimeWarning, stacklevel=3)
+
+
 class JSONLinesLog(Callback):
     """Write the history as it grows, one JSON object a line. A resumed run goes on where its history stands.
 
@@ -182,6 +203,8 @@ class JSONLinesLog(Callback):
     ----------
     path
         The file. What it held before is replaced.
+
+    A record that cannot be written (full disk) is written with the next one; training goes on with a warning.
 
     Raises
     ------
@@ -191,13 +214,21 @@ class JSONLinesLog(Callback):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = check_writable(path, "path")
+        self._behind = False
 
     def on_start(self, trainer: Trainer) -> None:
         trainer.history.save(self.path)
 
     def on_epoch_end(self, trainer: Trainer, record: Record) -> None:
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+        with _training_goes_on("the log was not written", trainer):
+            if self._behind:
+                trainer.history.save(self.path)
+                self._behind = False
+                return
+            self._behind = True  # until the line is there
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+            self._behind = False
 
 
 class BestModel(Callback):
@@ -206,28 +237,39 @@ class BestModel(Callback):
     Parameters
     ----------
     path
-        Model file; written atomically with `model.save`.
+        Model file; written atomically with `model.save`. Where that fails, training goes on with a warning.
 
     Raises
     ------
     OSError
         The file cannot be written; found at once.
+    ValueError
+        When training starts: there is no validation set.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = check_writable(path, "path")
         self.best: float | None = None
 
+    def on_start(self, trainer: Trainer) -> None:
+        _wants_validation(self, trainer)
+
     def on_evaluation(self, trainer: Trainer, valid_loss: float) -> None:
         if self.best is None or valid_loss < self.best:
-            trainer.model.save(self.path)
-            self.best = valid_loss
+            with _training_goes_on("the best model was not saved", trainer):
+                trainer.model.save(self.path)
+                self.best = valid_loss
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = state["best"]
+
+
+def _wants_validation(callback: Callback, trainer: Trainer) -> None:
+    if trainer.valid is None:
+        raise ValueError(f"callbacks: {type(callback).__name__} has no validation set to judge by; give fit() one")
 
 
 class EarlyStopping(Callback):
@@ -239,15 +281,21 @@ class EarlyStopping(Callback):
         Evaluations without improvement that are forgiven.
     threshold
         Nats per token by which the best must be beaten.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Numbers that cannot be; or, when training starts, that there is no validation set.
     """
 
     def __init__(self, patience: int = 3, threshold: float = 0.0) -> None:
-        if patience < 0:
-            raise ValueError(f"patience: got {patience}, wanted at least 0")
-        self.patience = patience
-        self.threshold = threshold
+        self.patience = whole_number(patience, "patience", 0)
+        self.threshold = ranges.not_negative("threshold", threshold)
         self.best: float | None = None
         self.waited = 0
+
+    def on_start(self, trainer: Trainer) -> None:
+        _wants_validation(self, trainer)
 
     def on_evaluation(self, trainer: Trainer, valid_loss: float) -> None:
         if self.best is None or valid_loss < self.best - self.threshold:
@@ -286,11 +334,11 @@ class TensorBoard(Callback):
         self._events = EventFile(self.folder)
 
     def on_evaluation(self, trainer: Trainer, valid_loss: float) -> None:
-        self._events.scalars(trainer.step, {"loss/valid": valid_loss, "perplexity/valid": perplexity_of(valid_loss)})
+        self._write(trainer, {"loss/valid": valid_loss, "perplexity/valid": perplexity_of(valid_loss)})
 
     def on_epoch_end(self, trainer: Trainer, record: Record) -> None:
-        self._events.scalars(
-            trainer.step,
+        self._write(
+            trainer,
             {
                 "loss/train": record["train_loss"],
                 "perplexity/train": perplexity_of(record["train_loss"]),
@@ -301,5 +349,10 @@ class TensorBoard(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         if self._events is not None:
-            self._events.close()
+            with _training_goes_on("the event file was not closed", trainer):
+                self._events.close()
             self._events = None
+
+    def _write(self, trainer: Trainer, scalars: dict[str, Any]) -> None:
+        with _training_goes_on("no scalars were written for TensorBoard", trainer):
+            self._events.scalars(trainer.step, scalars)

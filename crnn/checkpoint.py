@@ -12,6 +12,8 @@ import os
 import time
 import warnings
 import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +117,7 @@ def save(path: str | os.PathLike[str], trainer: Trainer, options: dict[str, Any]
         "position": trainer.train.state_dict(),
         "generator": generator_state(trainer.model.rng),
         "kept": None if kept is None else [kept.epoch, kept.step, kept.valid_loss],
-        "callbacks": {type(c).__name__: c.state_dict() for c in trainer.callbacks if c.state_dict()},
+        "callbacks": {name: c.state_dict() for name, c in _named(trainer.callbacks) if c.state_dict()},
         "history": trainer.history.state_dict(),
         "instruction_set": _kernels.isa(),
     }
@@ -196,14 +198,14 @@ def restore(path: str | os.PathLike[str], trainer: Trainer) -> None:
         trainer.kept = Kept(checkpoint.tensors["kept/flat"], *run["kept"])
     trainer.history.load_state_dict(run["history"])
     trainer.history.drop_after(trainer.epochs_done)
-    for callback in trainer.callbacks:
-        state = run["callbacks"].get(type(callback).__name__)
+    for name, callback in _named(trainer.callbacks):
+        state = run["callbacks"].get(name)
         if state is not None:
             callback.load_state_dict(state)
 
 
 class Checkpoints(Callback):
-    """Write a checkpoint every so many minutes, at every epoch's end, and when the run is interrupted.
+    """Write a checkpoint every so many minutes, at every epoch's end, and when Ctrl-C or a limit ends the run.
 
     Parameters
     ----------
@@ -215,7 +217,7 @@ class Checkpoints(Callback):
         JSON types to be found again by `Checkpoint.options`.
 
     A checkpoint that cannot be written (full disk) leaves the one before it intact; training goes on with a warning,
-    and the next one is tried. Only the last one, on interruption, raises.
+    and the next one is tried. Only the last one, when the run is cut short, raises.
 
     Raises
     ------
@@ -247,8 +249,8 @@ class Checkpoints(Callback):
         if trainer.epochs_done == trainer.epoch:
             self._try(trainer)
 
-    def on_end(self, trainer: Trainer) -> None:
-        if trainer.history.stopped in ("interrupted", "step limit", "time limit"):
+    def on_halt(self, trainer: Trainer, reason: str) -> None:
+        if reason in ("interrupted", "step limit", "time limit"):
             save(self.path, trainer, self.options)
 
     def _try(self, trainer: Trainer) -> None:
@@ -261,6 +263,15 @@ class Checkpoints(Callback):
                 stacklevel=2,
             )
         self._written = time.monotonic()
+
+
+def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
+    """Each callback with the name of its class; a second one of a class is "Name 2"."""
+    seen: Counter[str] = Counter()
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        yield (name if seen[name] == 1 else f"{name} {seen[name]}"), callback
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:

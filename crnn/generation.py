@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import flag, number, whole_number
+from .arguments import as_generator, flag, number, whole_number
 from .packed import dense
 from .token_sequences import read_ids
 from .word_network import State
@@ -106,7 +106,7 @@ def generate(
     greedy = flag(greedy, "greedy")
     if seed is not None and rng is not None:
         raise ValueError("seed and rng both say what to draw from: give one of them")
-    generators = _generators(np.random.default_rng(seed) if rng is None else rng, n)
+    generators = _generators(as_generator(seed, "seed") if rng is None else rng, n)
 
     words, known = _read_prompt(model, prompt)
     if len(known) >= max_length:

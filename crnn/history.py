@@ -56,6 +56,29 @@ class Kept:
     valid_loss: float | None
 
 
+def epoch_record(
+    epoch: int,
+    step: int,
+    train_loss: float | None,
+    valid_loss: float | None,
+    rate: float,
+    tokens: int,
+    seconds: float,
+) -> Record:
+    """The record of an epoch, with the keys of `History`."""
+    return {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "valid_loss": valid_loss,
+        "valid_perplexity": None if valid_loss is None else perplexity_of(valid_loss),
+        "learning_rate": rate,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds > 0.0 else None,
+        "step": step,
+    }
+
+
 class History(Sequence[Record]):
     """One record per epoch, oldest first.
 

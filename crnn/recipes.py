@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import bptt, optim, schedules
+from .arguments import as_generator
 from .data import Sentences, Stream, TokenData
 from .trainer import Normalise, Trainer
 
@@ -151,7 +152,7 @@ class Recipe:
         """The model, initialised."""
         from .language_model import LanguageModel
 
-        generator = np.random.default_rng(rng)
+        generator = as_generator(rng, "rng")
         model = LanguageModel(
             vocabulary_or_size,
             self.cell,

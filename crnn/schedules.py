@@ -29,6 +29,9 @@ class Schedule(ABC):
     per_step: bool = False
     _state: ClassVar[tuple[str, ...]] = ()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"  # of a class of one's own: the same in every process, as a resumed run wants
+
     @abstractmethod
     def rate(self, base: float, epoch: int, step: int) -> float:
         """The learning rate for a step: `base` is the optimiser's own rate, epochs count from 1, steps from 0."""
@@ -78,7 +81,7 @@ class HalveOnIncrease(Schedule):
     _state: ClassVar[tuple[str, ...]] = ("multiplier", "last")
 
     def __post_init__(self) -> None:
-        ranges.fraction("factor", self.factor, zero=False, one=True)
+        self.factor = ranges.fraction("factor", self.factor, zero=False, one=True)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         return base * self.multiplier
@@ -117,10 +120,10 @@ class Plateau(Schedule):
     _state: ClassVar[tuple[str, ...]] = ("multiplier", "best", "waited")
 
     def __post_init__(self) -> None:
-        ranges.fraction("factor", self.factor, zero=False, one=True)
-        whole_number(self.patience, "patience", 0)
-        ranges.not_negative("threshold", self.threshold)
-        ranges.not_negative("minimum", self.minimum)
+        self.factor = ranges.fraction("factor", self.factor, zero=False, one=True)
+        self.patience = whole_number(self.patience, "patience", 0)
+        self.threshold = ranges.not_negative("threshold", self.threshold)
+        self.minimum = ranges.not_negative("minimum", self.minimum)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         return max(base * self.multiplier, min(self.minimum, base))
@@ -148,9 +151,9 @@ class StepDecay(Schedule):
     every: int = 1
 
     def __post_init__(self) -> None:
-        ranges.fraction("factor", self.factor, zero=False, one=True)
-        whole_number(self.after, "after", 0)
-        whole_number(self.every, "every", 1)
+        self.factor = ranges.fraction("factor", self.factor, zero=False, one=True)
+        self.after = whole_number(self.after, "after", 0)
+        self.every = whole_number(self.every, "every", 1)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         late = epoch - self.after
@@ -164,7 +167,7 @@ class Exponential(Schedule):
     factor: float
 
     def __post_init__(self) -> None:
-        ranges.fraction("factor", self.factor, zero=False, one=True)
+        self.factor = ranges.fraction("factor", self.factor, zero=False, one=True)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         return base * self.factor ** (epoch - 1)
@@ -182,8 +185,8 @@ class Cosine(Schedule):
     per_step = True
 
     def __post_init__(self) -> None:
-        whole_number(self.steps, "steps", 1)
-        ranges.fraction("final", self.final, one=True)
+        self.steps = whole_number(self.steps, "steps", 1)
+        self.final = ranges.fraction("final", self.final, one=True)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         done = min(step, self.steps) / self.steps
@@ -202,8 +205,8 @@ class Warmup(Schedule):
     per_step = True
 
     def __post_init__(self) -> None:
-        whole_number(self.steps, "steps", 1)
-        ranges.instance("then", self.then, Schedule)
+        self.steps = whole_number(self.steps, "steps", 1)
+        self.then = ranges.instance("then", self.then, Schedule)
 
     def rate(self, base: float, epoch: int, step: int) -> float:
         full = self.then.rate(base, epoch, max(0, step - self.steps))

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from . import bptt, optim, ranges, schedules
-from .arguments import whole_number
+from .arguments import as_generator, flag, whole_number
 from .callbacks import Callback
-from .data import Stream, TokenBatch, TokenData
-from .history import History, Kept, Record, perplexity_of
+from .data import Stream, TokenBatch, TokenData, check_data
+from .divergence import TrainingDiverged, diverged, fault_of_weights
+from .history import History, Kept, epoch_record, perplexity_of
 from .interrupt import Interrupt
-from .token_sequences import check_data
 
 if TYPE_CHECKING:
     import os
@@ -25,21 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer", "TrainingDiverged"]
 
+_MODEL = ("parameters", "rng", "evaluate", "loss_and_gradients", "fused_sgd", "new_gradients")
+_SETTINGS = ("normalise", "clip_norm", "clip_value", "accumulate", "evaluate_every", "evaluate_steps", "keep_best")
 Normalise = Literal["sequences", "tokens"] | None
-
-
-class TrainingDiverged(ArithmeticError):
-    """The loss or the gradient became NaN or infinite. The model is back at the last good weights.
-
-    Attributes
-    ----------
-    step
-        The step (from 0) whose loss it was.
-    """
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
 
 
 class Trainer:
@@ -116,6 +104,11 @@ class Trainer:
         callbacks: Iterable[Callback] = (),
         rng: np.random.Generator | int | None = None,
     ) -> None:
+        missing = [name for name in _MODEL if not hasattr(model, name)]
+        if missing:
+            raise TypeError(
+                f"model: got {type(model).__name__}, wanted a LanguageModel (there is no {', '.join(missing)})"
+            )
         self.model = model
         optimizer = optim.SGD(0.005) if optimizer is None else optimizer
         schedule = schedules.HalveOnIncrease() if schedule is None else schedule
@@ -130,10 +123,12 @@ class Trainer:
         self.accumulate = whole_number(accumulate, "accumulate")
         self.evaluate_every = whole_number(evaluate_every, "evaluate_every")
         self.evaluate_steps = None if evaluate_steps is None else whole_number(evaluate_steps, "evaluate_steps")
-        self.evaluate_first = bool(evaluate_first)
-        self.keep_best = bool(keep_best)
+        self.evaluate_first = flag(evaluate_first, "evaluate_first")
+        self.keep_best = flag(keep_best, "keep_best")
+        if isinstance(callbacks, Callback):
+            raise TypeError(f"callbacks: got one {type(callbacks).__name__}, wanted a sequence of callbacks")
         self.callbacks = tuple(ranges.instance("callbacks", callback, Callback) for callback in callbacks)
-        self.rng = None if rng is None else np.random.default_rng(rng)
+        self.rng = None if rng is None else as_generator(rng, "rng")
 
         self.history = History()
         self.epoch = self.epochs = self.epochs_done = self.step = 0
@@ -148,6 +143,7 @@ class Trainer:
         self._since: float | None = None
         self._stop_reason = ""
         self._gradients: Any = None
+        self._last_batch: TokenBatch | None = None
 
     def fit(
         self,
@@ -196,20 +192,19 @@ class Trainer:
         epochs = whole_number(epochs, "epochs")
         last_step = math.inf if max_steps is None else whole_number(max_steps, "max_steps")
         deadline = math.inf if max_seconds is None else time.monotonic() + ranges.positive("max_seconds", max_seconds)
-        self.train, self.valid = train, valid
-        self._reseed()
         if resume is None:
             train.position = 0
             self._forget_epoch()
             if self.history:  # an epoch that a limit cut short is not begun again
                 self.epochs_done = self.history[-1]["epoch"]
             self.epochs = self.epochs_done + epochs
-            self.kept = None
-            self._keep(None)
+            if not self._still_kept(valid):
+                self.kept = None
+                self._keep(None)
+            self.train, self.valid = train, valid
+            self._reseed()
         else:
-            from .checkpoint import restore
-
-            restore(resume, self)
+            self._resume(resume, train, valid)
             self.epochs = epochs
         self.history.stopped = self._stop_reason = ""
         reason = "failed"
@@ -235,6 +230,7 @@ class Trainer:
 
     def evaluate(self, data: TokenData) -> float:
         """Mean loss over `data` in nats per token, without dropout; nothing is trained."""
+        check_data(data, len(self.model), "data")
         total, tokens = self.model.evaluate(data.evaluation_batches())
         return total / tokens
 
@@ -255,39 +251,41 @@ class Trainer:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a run to be the same, as JSON types."""
-        return {
-            "optimizer": repr(self.optimizer),
-            "schedule": repr(self.schedule),
-            "truncation": repr(self.truncation),
-            "normalise": self.normalise,
-            "clip_norm": self.clip_norm,
-            "clip_value": self.clip_value,
-            "accumulate": self.accumulate,
-            "evaluate_every": self.evaluate_every,
-            "evaluate_steps": self.evaluate_steps,
-            "keep_best": self.keep_best,
-        }
+        written = {name: repr(getattr(self, name)) for name in ("optimizer", "schedule", "truncation")}
+        return written | {name: getattr(self, name) for name in _SETTINGS}
 
     def _run(self, interrupt: Interrupt, last_step: float, deadline: float) -> str:
         """Epoch after epoch; returns why it ended."""
         while self.epochs_done < self.epochs:
-            if interrupt.requested:
-                return "interrupted"
-            if self.step >= last_step:
-                return "step limit"
-            if time.monotonic() >= deadline:
-                return "time limit"
+            reason = self._limit(interrupt, last_step, deadline)
+            if reason:  # between two epochs
+                self._call("on_halt", reason)
+                return reason
             self.epoch = self.epochs_done + 1
             self.learning_rate = self._rate()
             self._call("on_epoch_start")
             reason = self._run_epoch(interrupt, last_step, deadline)
-            if reason == "interrupted":
-                return reason
-            self._finish_epoch(whole=reason == "")
-            reason = reason or self._stop_reason
             if reason:
+                try:
+                    self._call("on_halt", reason)
+                finally:  # a checkpoint that cannot be written costs no evaluation
+                    if reason != "interrupted":
+                        self._finish_epoch(whole=False)
                 return reason
+            self._finish_epoch(whole=True)
+            if self._stop_reason:
+                return self._stop_reason
         return "finished"
+
+    def _limit(self, interrupt: Interrupt, last_step: float, deadline: float) -> str:
+        """Why the run ends here, or ""."""
+        if interrupt.requested:
+            return "interrupted"
+        if self._stop_reason:
+            return self._stop_reason
+        if self.step >= last_step:
+            return "step limit"
+        return "time limit" if deadline < math.inf and time.monotonic() >= deadline else ""
 
     def _run_epoch(self, interrupt: Interrupt, last_step: float, deadline: float) -> str:
         """The rest of an epoch; returns why it was cut short, or "" at its end."""
@@ -295,7 +293,6 @@ class Trainer:
         advance = self._advance_fused if self._can_fuse else self._advance
         hooks = self._overridden("on_step")
         batches = self.train.batches(self.truncation)
-        timed = deadline < math.inf
         self._since = time.perf_counter()
         try:
             while advance(batches):
@@ -311,14 +308,9 @@ class Trainer:
                     self.learning_rate = self._rate()
                 for hook in hooks:  # last, so that a checkpoint written here has nothing left to do for this step
                     hook(self)
-                if interrupt.requested:
-                    return "interrupted"
-                if self._stop_reason:
-                    return self._stop_reason
-                if self.step >= last_step:
-                    return "step limit"
-                if timed and time.monotonic() >= deadline:
-                    return "time limit"
+                reason = self._limit(interrupt, last_step, deadline)
+                if reason:
+                    return reason
             return ""
         finally:
             self._pause()
@@ -334,6 +326,7 @@ class Trainer:
         batch = next(batches, None)
         if batch is None:
             return False
+        self._last_batch = batch
         state = self.carried if batch.carry else None
         loss, self.carried = self.model.fused_sgd(
             batch, self.learning_rate, self.truncation, self._scale(batch.sequences, batch.tokens), state
@@ -343,12 +336,16 @@ class Trainer:
         return True
 
     def _advance(self, batches: Iterator[TokenBatch]) -> bool:
-        group = list(islice(batches, self.accumulate))
+        assert self.train is not None
+        # No further than the epoch's last batch: asking for one more ends the epoch, before its last update counts.
+        left = self.train.steps_per_epoch(self.truncation) - self.train.position
+        group = list(islice(batches, max(1, min(self.accumulate, left))))
         if not group:
             return False
         gradients = self._gradients
         if gradients is None:
             gradients = self._gradients = self.model.new_gradients()
+        self._last_batch = group[-1]
         scale = self._scale(sum(batch.sequences for batch in group), sum(batch.tokens for batch in group))
         for i, batch in enumerate(group):
             loss, self.carried = self.model.loss_and_gradients(
@@ -379,10 +376,16 @@ class Trainer:
         return 1.0 / tokens if self.normalise == "tokens" else 1.0
 
     def _rate(self) -> float:
-        return self.schedule.rate(self.optimizer.learning_rate, max(1, self.epoch), self.step)
+        rate = self.schedule.rate(self.optimizer.learning_rate, max(1, self.epoch), self.step)
+        if type(rate) is not float:  # a schedule of one's own
+            rate = ranges.not_negative(f"the rate of {self.schedule!r}", rate)
+        return rate
 
     def _finish_epoch(self, whole: bool) -> None:
         """Evaluate, record and tell. The record of an epoch cut short by a limit does not count as an epoch done."""
+        fault = fault_of_weights(self, self._last_batch)
+        if fault:
+            raise self._diverged(fault)
         due = self.epoch % self.evaluate_every == 0 or self.epoch == self.epochs or not whole
         train_loss = self.epoch_loss / max(1, self.epoch_tokens)
         rate, seconds, tokens = self.learning_rate, self._seconds, self.epoch_tokens
@@ -393,34 +396,40 @@ class Trainer:
             self.schedule.observe(train_loss)
         if self.valid is None:
             self._keep(None)
-        self.history.append(self._record(self.epoch, train_loss, valid_loss, rate, tokens, seconds))
+        self.history.append(epoch_record(self.epoch, self.step, train_loss, valid_loss, rate, tokens, seconds))
         if whole:
             self.epochs_done = self.epoch
             self._forget_epoch()
         self._call("on_epoch_end", self.history[-1])
 
+    def _still_kept(self, valid: TokenData | None) -> bool:
+        """Whether the model has the weights that an earlier `fit` found best on the same validation set."""
+        kept = self.kept
+        return (
+            kept is not None
+            and kept.valid_loss is not None
+            and valid is self.valid
+            and np.array_equal(kept.weights, self.model.parameters.flat)
+        )
+
+    def _resume(self, path: str | os.PathLike[str], train: TokenData, valid: TokenData | None) -> None:
+        from .checkpoint import restore
+
+        before = self.train, self.valid, self.model.rng, train.rng
+        self.train, self.valid = train, valid
+        self._reseed()
+        try:
+            restore(path, self)
+        except Exception:
+            self.train, self.valid, self.model.rng, train.rng = before
+            raise
+
     def _forget_epoch(self) -> None:
         self.epoch_loss, self.epoch_tokens, self._seconds = 0.0, 0, 0.0
         self.carried = None
 
-    def _record(
-        self, epoch: int, train_loss: float | None, valid_loss: float | None, rate: float, tokens: int, seconds: float
-    ) -> Record:
-        return {
-            "epoch": epoch,
-            "train_loss": train_loss,
-            "valid_loss": valid_loss,
-            "valid_perplexity": None if valid_loss is None else perplexity_of(valid_loss),
-            "learning_rate": rate,
-            "tokens": tokens,
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds if seconds > 0.0 else None,
-            "step": self.step,
-        }
-
     def _evaluate_first(self) -> None:
-        valid_loss = self._evaluate_valid()
-        self.history.initial = self._record(0, None, valid_loss, self._rate(), 0, 0.0)
+        self.history.initial = epoch_record(0, self.step, None, self._evaluate_valid(), self._rate(), 0, 0.0)
 
     def _evaluate_valid(self, observe: bool = True) -> float:
         assert self.valid is not None
@@ -449,23 +458,9 @@ class Trainer:
             self.kept.epoch, self.kept.step, self.kept.valid_loss = self.epoch, self.step, valid_loss
 
     def _diverged(self, what: str) -> TrainingDiverged:
-        """Go back to the good weights and say what happened and what to try."""
+        """Go back to the good weights; the error to raise."""
         self.restore_kept()
-        kept = self.kept
-        place = "those before training"
-        if kept is not None and kept.step:
-            loss = "" if kept.valid_loss is None else f" (validation loss {kept.valid_loss:.4f})"
-            place = f"those of step {kept.step}, epoch {kept.epoch}{loss}"
-        advice = [f"a lower learning rate (now {self.learning_rate:g})"]
-        if self.clip_norm is None:
-            advice.append("clip_norm=5")
-        if self.model.configuration.cell == "rnn" and self.model.configuration.nonlinearity == "relu":
-            advice.append("nonlinearity='tanh'")
-        return TrainingDiverged(
-            f"{what} at step {self.step} (epoch {self.epoch}); training stopped and the weights are back at {place}. "
-            f"Try {' or '.join(advice)}.",
-            self.step,
-        )
+        return diverged(self, what)
 
     def resume_epoch(self, loss: float, tokens: int, seconds: float, carried: Any) -> None:
         """Take up the sums of an epoch that a checkpoint stands in, and the state it carries."""

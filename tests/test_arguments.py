@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crnn.arguments import choice, flag, number, whole_number
+from crnn.arguments import as_generator, choice, flag, number, whole_number
 
 
 @pytest.mark.parametrize("value", [3, np.int8(3), np.uint64(3), np.array(3)])
@@ -49,3 +49,13 @@ def test_choice():
     for bad in ("A", None, 1, ["a"]):
         with pytest.raises(ValueError, match="c must be one of 'a', 'b', got"):
             choice(bad, ("a", "b"), "c")
+
+
+def test_generators():
+    generator = np.random.default_rng(3)
+    assert as_generator(generator, "rng") is generator
+    assert as_generator(3, "rng").random() == generator.random()
+    with pytest.raises(TypeError, match=r"rng must be a seed or a numpy.random.Generator, got 'x'"):
+        as_generator("x", "rng")
+    with pytest.raises(ValueError, match="rng must be a seed"):
+        as_generator(-1, "rng")

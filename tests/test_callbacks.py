@@ -147,3 +147,60 @@ def test_tensorboard_file(tmp_path) -> None:
     assert ours == pytest.approx(trainer.history.column("train_loss"), rel=1e-6)
     assert set(rest[1]["values"]) == {"loss/train", "perplexity/train", "learning_rate", "tokens_per_second"}
     assert all(event["time"] > 1.6e9 for event in rest)
+
+
+@pytest.mark.parametrize("make", [EarlyStopping, lambda: BestModel("best.npy")])
+def test_who_judges_by_a_validation_set_wants_one(make, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="has no validation set to judge by"):
+        train(make(), valid=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"patience": 1.5}, TypeError),
+        ({"patience": True}, TypeError),
+        ({"threshold": "x"}, TypeError),
+        ({"threshold": -5.0}, ValueError),
+        ({"threshold": float("nan")}, ValueError),
+    ],
+)
+def test_early_stopping_checks_its_numbers(options, error) -> None:
+    with pytest.raises(error, match=next(iter(options))):
+        EarlyStopping(**options)
+
+
+def test_a_log_that_cannot_be_written_for_a_while_costs_no_training(tmp_path) -> None:
+    folder, path = tmp_path / "logs", tmp_path / "logs" / "log.jsonl"
+    folder.mkdir()
+
+    class Away(Callback):
+        """The folder is gone at the ends of epochs 2 and 3."""
+
+        def on_epoch_start(self, trainer: Trainer) -> None:
+            if trainer.epoch == 2:
+                folder.rename(tmp_path / "away")
+            if trainer.epoch == 4:
+                (tmp_path / "away").rename(folder)
+
+    with pytest.warns(RuntimeWarning, match="the log was not written at step .*training goes on") as caught:
+        trainer = train(JSONLinesLog(path), Away(), epochs=5)
+    assert len(caught) == 2
+    assert trainer.history.stopped == "finished"
+    assert list(History.load(path)) == list(trainer.history)
+
+
+def test_a_best_model_that_cannot_be_saved_costs_no_training(tmp_path) -> None:
+    (tmp_path / "models").mkdir()
+    saver = BestModel(tmp_path / "models" / "best.npy")
+    (tmp_path / "models").rename(tmp_path / "away")
+    with pytest.warns(RuntimeWarning, match="the best model was not saved at step"):
+        trainer = train(saver)
+    assert trainer.history.stopped == "finished"
+    assert saver.best is None
+
+
+def test_one_callback_alone_is_told_to_be_a_sequence() -> None:
+    with pytest.raises(TypeError, match="callbacks: got one EarlyStopping"):
+        Trainer(Bigram(WORDS), callbacks=EarlyStopping())  # type: ignore[arg-type]

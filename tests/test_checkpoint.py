@@ -92,20 +92,38 @@ def timeless(history: Any) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")} for record in history]
 
 
-@pytest.mark.parametrize(  # steps per epoch: 12, 3, 6, 6
+def uneven(seed: int) -> tuple[Any, TokenData, TokenData, dict[str, Any]]:
+    """Updates of five batches, five, and the two that are left; as many epochs between evaluations as steps in one."""
+    model = Bigram(WORDS, seed=seed, noise=0.3)
+    options = {
+        "optimizer": optim.SGD(1.5),
+        "schedule": schedules.HalveOnIncrease(np.float32(0.5)),
+        "accumulate": 5,
+        "evaluate_every": 2,
+        "keep_best": True,
+        "callbacks": [callbacks.EarlyStopping(9), callbacks.EarlyStopping(patience=1, threshold=0.01)],
+    }
+    return model, Sentences(sentences(), shuffle=True, rng=9), Sentences(sentences(1)), options
+
+
+@pytest.mark.parametrize("end", ["interrupted", "step limit"])
+@pytest.mark.parametrize(  # steps per epoch: 12, 3, 3, 6, 6
     ("setup", "step"),
     [(plain, step) for step in (1, 11, 12, 13, 35)]
-    + [(buckets, step) for step in (1, 2, 3, 4, 6, 8)]
+    + [(setup, step) for setup in (buckets, uneven) for step in (1, 2, 3, 4, 6, 8)]
     + [(setup, step) for setup in (stream, lstm) for step in (1, 5, 6, 7, 12, 17)],
 )
-def test_a_resumed_run_ends_with_the_same_bits(setup, step, tmp_path) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(setup, step, end, tmp_path) -> None:
     model, train, valid, options = setup(0)
     whole = Trainer(model, **options).fit(train, valid, epochs=3)
 
     first, train, valid, options = setup(0)
-    watchers = [Checkpoints(tmp_path, options={"lr": 0.4}), Interrupt(step), *options.pop("callbacks", ())]
-    part = Trainer(first, callbacks=watchers, **options).fit(train, valid, epochs=3)
-    assert part.interrupted
+    watchers = [Checkpoints(tmp_path, options={"lr": 0.4}), *options.pop("callbacks", ())]
+    limit = step if end == "step limit" else None
+    if limit is None:
+        watchers.insert(1, Interrupt(step))
+    part = Trainer(first, callbacks=watchers, **options).fit(train, valid, epochs=3, max_steps=limit)
+    assert part.stopped == end
 
     # Another seed: whatever a checkpoint forgets would show.
     second, train, valid, options = setup(1)
@@ -115,6 +133,36 @@ def test_a_resumed_run_ends_with_the_same_bits(setup, step, tmp_path) -> None:
     assert resumed.evaluations == whole.evaluations
     assert resumed.stopped == whole.stopped
     assert second.rng.bit_generator.state == model.rng.bit_generator.state
+
+
+class Halving(schedules.Schedule):
+    """One that a user wrote: no representation of its own, NumPy's numbers."""
+
+    def rate(self, base: float, epoch: int, step: int) -> Any:
+        return np.float32(base) / np.float32(2**epoch)
+
+
+def test_a_schedule_of_ones_own_can_be_resumed(tmp_path) -> None:
+    def trainer(seed: int, *watchers: callbacks.Callback) -> Trainer:
+        return Trainer(Bigram(WORDS, seed=seed), schedule=Halving(), callbacks=watchers)
+
+    whole, resumed = trainer(0), trainer(1)
+    whole.fit(Sentences(sentences()), epochs=3)
+    trainer(0, Checkpoints(tmp_path), Interrupt(15)).fit(Sentences(sentences()), epochs=3)
+    resumed.fit(Sentences(sentences()), epochs=3, resume=tmp_path)
+    np.testing.assert_array_equal(resumed.model.parameters.flat, whole.model.parameters.flat)
+
+
+def test_a_refused_resume_leaves_generators_and_data_alone(tmp_path) -> None:
+    model, train, valid, options = plain(0)
+    Trainer(model, callbacks=[Checkpoints(tmp_path)], **options).fit(train, valid, epochs=1)
+    other, train, valid, options = plain(1)
+    trainer = Trainer(other, rng=3, **{**options, "optimizer": optim.SGD(0.3)})
+    before = other.rng, train.rng, other.parameters.flat.copy()
+    with pytest.raises(CheckpointError, match="optimizer"):
+        trainer.fit(train, valid, resume=tmp_path)
+    assert (other.rng, train.rng, trainer.train, trainer.valid) == (*before[:2], None, None)
+    np.testing.assert_array_equal(other.parameters.flat, before[2])
 
 
 def test_a_run_may_be_resumed_from_the_end_of_any_epoch_and_longer_than_planned(tmp_path) -> None:

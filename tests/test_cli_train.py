@@ -391,3 +391,16 @@ def test_damaged_checkpoint(capsys, comments, tmp_path):
     content[-5] ^= 0xFF
     path.write_bytes(content)
     assert "damaged" in fails(capsys, "train", "--resume", "ck")
+
+
+def test_a_run_that_breaks_off_leaves_its_model(capsys, comments, monkeypatch):
+    def broken(self, trainer, record):
+        if record["epoch"] == 2:
+            raise RuntimeError("something is broken")
+
+    monkeypatch.setattr(crnn.callbacks.EpochTable, "on_epoch_end", broken)
+    code, _, error = run(capsys, "train", comments, "--column", "body", *SMALL, "--epochs", 3, "--out", "m.safetensors")
+    assert code == 1
+    assert "note: training broke off after step" in error
+    assert "the model is saved in m.safetensors" in error
+    assert crnn.load("m.safetensors").vocabulary is not None

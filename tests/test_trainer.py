@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import os
+import re
 import signal
 from typing import Any
 
@@ -67,6 +68,9 @@ class Watch(callbacks.Callback):
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         self.calls.append(f"end of {record['epoch']}")
+
+    def on_halt(self, trainer: Trainer, reason: str) -> None:
+        self.calls.append(f"halt: {reason}")
 
     def on_end(self, trainer: Trainer) -> None:
         self.calls.append(trainer.history.stopped)
@@ -356,6 +360,31 @@ def test_nan_at_once_goes_back_to_the_first_weights(sentences) -> None:
     with pytest.raises(TrainingDiverged, match=r"step 0.*before training"):
         Trainer(model).fit(Sentences(sentences))
     np.testing.assert_array_equal(model.parameters.flat, before)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 6])
+@pytest.mark.parametrize("optimizer", [optim.SGD(2.0), optim.SGD(1e38), optim.Adam(1e38)], ids=repr)
+def test_weights_that_an_epochs_last_update_spoils_are_not_kept(epochs, optimizer) -> None:
+    ids = [np.random.default_rng(i).integers(0, 20, 60) for i in range(8)]
+    model = crnn.LanguageModel(20, "rnn", 32, nonlinearity="relu", rng=0)
+    trainer = Trainer(model, optimizer=optimizer, truncation=bptt.Full(), schedule=schedules.Constant())
+    try:
+        trainer.fit(Sentences(ids, batch_size=8), epochs=epochs)
+    except TrainingDiverged as error:
+        assert re.search("(loss|weight) became", str(error))  # noqa: PT017  either end is fine, NaN is not
+    assert np.isfinite(model.parameters.flat).all()
+    assert math.isfinite(model.loss(ids[0][:-1], ids[0][1:]))
+
+
+def test_a_second_fit_does_not_lose_the_best_weights_of_the_first(sentences) -> None:
+    trainer = Trainer(Bigram(WORDS), optimizer=optim.SGD(0.1), schedule=schedules.Constant(), keep_best=True)
+    valid = Sentences(sentences[:2][::-1])
+    trainer.fit(Sentences(sentences[3:]), valid, epochs=3)
+    best = trainer.evaluate(valid)
+    trainer.optimizer.learning_rate = 50.0  # nothing but harm from here on
+    trainer.fit(Sentences(sentences[3:]), valid, epochs=2)
+    assert trainer.history.column("valid_loss")[-1] > best
+    assert trainer.evaluate(valid) == best
 
 
 def test_ctrl_c_finishes_the_step_and_stops(sentences) -> None:

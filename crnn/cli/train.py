@@ -230,6 +230,11 @@ def _train(options: argparse.Namespace, recipe: Recipe, trainer: Trainer, data: 
     except TrainingDiverged as error:
         place = _save(trainer.model, out)
         raise TrainingDiverged(f"{error} They are saved in {place}.", error.step) from None
+    except (Exception, KeyboardInterrupt):
+        if trainer.step > 0:  # nothing already trained is lost, whatever went wrong
+            place = _save(trainer.model, out)
+            note(f"note: training broke off after step {trainer.step}; the model is saved in {place}")
+        raise
     place = _save(trainer.model, out)
     if options.plot is not None and len(history):
         history.plot(options.plot, perplexity=True)
