@@ -17,7 +17,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from crnn import bptt, callbacks, checkpoint, data, history, interop, layers, optim, recipes, schedules, text
+    from crnn import (
+        bptt,
+        callbacks,
+        checkpoint,
+        data,
+        generation,
+        history,
+        inspection,
+        interop,
+        layers,
+        optim,
+        recipes,
+        schedules,
+        streaming,
+        text,
+    )
     from crnn.config import get_num_threads, set_num_threads, show_config
     from crnn.gradient_check import GradientError
     from crnn.language_model import LanguageModel
@@ -40,8 +55,10 @@ __all__ = [
     "callbacks",
     "checkpoint",
     "data",
+    "generation",
     "get_num_threads",
     "history",
+    "inspection",
     "interop",
     "layers",
     "load",
@@ -50,6 +67,7 @@ __all__ = [
     "schedules",
     "set_num_threads",
     "show_config",
+    "streaming",
     "text",
 ]
 

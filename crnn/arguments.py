@@ -24,10 +24,13 @@ def whole_number(value: object, argument: str, least: int = 1) -> int:
 
 
 def number(value: object, argument: str) -> float:
-    """`value` as a float; TypeError unless it is a real number."""
+    """`value` as a float; TypeError unless it is a real number, ValueError beyond the range of floats."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{argument} must be a number, not {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{argument} must be a number within the range of floats") from None
 
 
 def as_generator(value: object, argument: str) -> np.random.Generator:

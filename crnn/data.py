@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments import as_generator, whole_number
+from .arguments import as_generator, flag, whole_number
 from .bptt import Chunk, Truncation
 from .packed import Packed, dense
 from .token_batch import EVALUATION_ROWS, TokenBatch, as_ids, of_like_length
@@ -103,8 +103,8 @@ class Sentences(TokenData):
         bucket: bool = False,
     ) -> None:
         self.batch_size = whole_number(batch_size, "batch_size")
-        self.shuffle = bool(shuffle)
-        self.bucket = bool(bucket)
+        self.shuffle = flag(shuffle, "shuffle")
+        self.bucket = flag(bucket, "bucket")
         self.rng = as_generator(rng, "rng") if shuffle else None
         kept = []
         self.left_out = 0

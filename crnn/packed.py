@@ -41,6 +41,8 @@ def as_real(value: Any, dtype: np.dtype[Any], name: str) -> np.ndarray:
             array = np.asarray(value)
         except ValueError as error:
             raise ValueError(f"{name}: not an array of numbers ({error})") from None
+        except RuntimeError as error:  # a PyTorch tensor that requires gradients
+            raise TypeError(f"{name}: not an array of numbers ({error})") from None
     if array.dtype is dtype:
         return array
     if array.dtype.kind not in _REAL_KINDS:
@@ -337,7 +339,10 @@ def _single(steps: int) -> Batch:
 
 
 def _read_lengths(lengths: Any, batch: int, steps: int) -> np.ndarray:
-    array = np.asarray(lengths)
+    try:
+        array = np.asarray(lengths)
+    except ValueError as error:
+        raise ValueError(f"lengths: not an array of whole numbers ({error})") from None
     if array.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},), one for each sequence, got {array.shape}")
     if array.dtype.kind not in "iu" and array.size:

@@ -198,9 +198,12 @@ class Parameters(dict[str, np.ndarray]):
     _slots: _Slots
 
     def __init__(self, specs: Iterable[Spec], dtype: Any = np.float32, over: np.ndarray | None = None) -> None:
-        if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
+        try:
+            self.dtype = np.dtype(dtype)
+        except TypeError:
+            raise ValueError(f"dtype must be float32 or float64, got {dtype!r}") from None
+        if dtype is None or self.dtype not in (np.float32, np.float64):
             raise ValueError(f"dtype must be float32 or float64, got {dtype}")
-        self.dtype = np.dtype(dtype)
         self._slots, length = _layout(specs, self.dtype)
         if over is None:
             self._attach(_zeros(length, self.dtype))

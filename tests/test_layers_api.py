@@ -270,3 +270,17 @@ def test_a_window_of_any_length_will_do():
     wanted = run.backward(dy).params.flat
     for scheme in (crnn.bptt.Window(10**30), crnn.bptt.Chunk(10**30), crnn.bptt.Chunk(4, 10**30)):
         np.testing.assert_array_equal(run.backward(dy, truncation=scheme).params.flat, wanted)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: crnn.GRU(2, 3, dtype="foo"), ValueError, "dtype must be float32 or float64, got 'foo'"),
+        (lambda: crnn.GRU(2, 3, dropout=10**400), ValueError, "dropout must be a number within"),
+        (lambda: crnn.GRU(2, 3, rng="x"), TypeError, "rng must be a seed"),
+        (lambda: crnn.GRU(2, 3)(np.zeros((2, 2, 2)), lengths=[[1], [1, 2]]), ValueError, "lengths: not an array"),
+    ],
+)
+def test_errors_name_the_argument(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
