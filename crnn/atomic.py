@@ -43,12 +43,13 @@ def check_writable(path: str | os.PathLike[str], what: str = "path") -> Path:
     Raises
     ------
     OSError
-        The folder is missing, `path` is a folder, or a file cannot be created beside it.
+        The folder is missing, `path` is a folder, a device or a pipe, or a file cannot be created beside it.
     """
     target = Path(path)
     folder = target.resolve().parent
     if target.is_dir():
         raise IsADirectoryError(f"{what}: {target} is a folder, a file name was wanted")
+    _refuse_devices(target, f"{what}: ")
     if not folder.is_dir():
         raise FileNotFoundError(f"{what}: the folder {folder} does not exist, so {target.name} cannot be written there")
     try:
@@ -58,6 +59,11 @@ def check_writable(path: str | os.PathLike[str], what: str = "path") -> Path:
     os.close(descriptor)
     os.unlink(probe)
     return target
+
+
+def _refuse_devices(target: Path, what: str = "") -> None:
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OSError(f"{what}{target} is a device or a pipe, the name of a file was wanted")
 
 
 @contextmanager
@@ -80,10 +86,16 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
     ------
     IO
         The open temporary file.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, or `path` is a device or a pipe, which a file must not replace.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"mode: got {mode!r}, wanted 'wb' or 'w'")
     target = Path(path).resolve()
+    _refuse_devices(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     # os.open rather than tempfile: mkstemp makes private files, a model should get the permissions open() gives
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)

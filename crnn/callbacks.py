@@ -293,9 +293,13 @@ class EarlyStopping(Callback):
         self.threshold = ranges.not_negative("threshold", threshold)
         self.best: float | None = None
         self.waited = 0
+        self._resumed = False
 
     def on_start(self, trainer: Trainer) -> None:
         _wants_validation(self, trainer)
+        if self._resumed and self.waited > self.patience:
+            trainer.stop("early stopping")  # a run that was stopped stays stopped
+        self._resumed = False
 
     def on_evaluation(self, trainer: Trainer, valid_loss: float) -> None:
         if self.best is None or valid_loss < self.best - self.threshold:
@@ -311,6 +315,7 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.waited = state["best"], state["waited"]
+        self._resumed = True
 
 
 class TensorBoard(Callback):

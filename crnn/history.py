@@ -233,6 +233,24 @@ class History(Sequence[Record]):
         self.stopped = state["stopped"]
 
 
+def check_picture(path: str | os.PathLike[str], what: str = "path") -> None:
+    """Find out before there is anything to draw whether it could be written under this name.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        A suffix that names no format.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        raise ImportError(f"{what}: plotting needs matplotlib: pip install crnn[plot]") from None
+    if (Path(path).suffix[1:].lower() or "png") not in FigureCanvasAgg.get_supported_filetypes():
+        raise ValueError(f"{what}: got {os.fspath(path)}, wanted a name that ends in .png, .svg or .pdf")
+
+
 def plot_histories(
     histories: dict[str, History],
     path: str | os.PathLike[str] | None = None,

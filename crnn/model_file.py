@@ -205,7 +205,7 @@ def _metadata(file: Any) -> tuple[dict[str, str], int]:
             "a safetensors file, but not a crnn language model (crnn.interop reads layers of other frameworks)"
         )
     version = metadata.get("version", "")
-    if not version.isdecimal():
+    if not (version.isascii() and version.isdecimal() and 0 < len(version) < 10 and int(version) > 0):
         raise ModelFileError(f"damaged, its version is {version!r}")
     if int(version) > VERSION:
         raise ModelFileError(
@@ -218,7 +218,7 @@ def _model(metadata: Mapping[str, str], weights: NDArray[Any] | None = None) -> 
     configuration, vocabulary = _read_description(metadata)
     try:
         return LanguageModel.from_configuration(configuration, vocabulary, weights=weights)
-    except (ValueError, MemoryError) as error:
+    except (TypeError, ValueError, MemoryError, OverflowError) as error:
         raise ModelFileError(f"damaged, its configuration makes no model ({error})") from None
 
 
@@ -226,7 +226,7 @@ def _check_layout(metadata: Mapping[str, str], model: LanguageModel, shapes: Map
     """The buffer must be laid out as this crnn does it; a later one may do it otherwise."""
     try:
         layout = json.loads(metadata["layout"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise ModelFileError("damaged, its layout is missing or cannot be read") from None
     wanted = (model.parameters.flat.size + model.parameters.guard,)
     if layout != model.parameters.places or dict(shapes) != {_BUFFER: wanted}:
@@ -243,7 +243,7 @@ def _read_description(metadata: Mapping[str, str]) -> tuple[Configuration, Vocab
             vocabulary = Vocabulary.from_dict(json.loads(metadata["vocabulary"]))
     except KeyError as error:
         raise ModelFileError(f"damaged, its {error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"damaged, its configuration or vocabulary cannot be read ({error})") from None
     return configuration, vocabulary
 

@@ -211,7 +211,8 @@ class Trainer:
         try:
             with Interrupt() as interrupt:
                 self._call("on_start")
-                if self.evaluate_first and self.valid is not None and self.step == 0:
+                first = self.evaluate_first and self.step == 0 and self.history.initial is None
+                if first and self.valid is not None:
                     self._evaluate_first()
                 reason = self._run(interrupt, last_step, deadline)
         except TrainingDiverged:
@@ -220,8 +221,8 @@ class Trainer:
         finally:
             self.history.stopped = reason
             self._call("on_end")
-        if self.keep_best and reason != "interrupted":
-            self.restore_kept()
+        if self.keep_best and self.kept is not None and self.kept.valid_loss is not None:
+            self.restore_kept()  # after Ctrl-C too: what goes on later goes on from a checkpoint
         return self.history
 
     def stop(self, reason: str = "stopped") -> None:

@@ -62,3 +62,15 @@ def test_check_writable(tmp_path):
         check_writable(tmp_path / "missing" / "m", "out")
     with pytest.raises(OSError, match="out"):
         check_writable("/proc/new-file", "out")
+
+
+def test_devices_and_pipes_are_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", os.devnull):
+        with pytest.raises(OSError, match=r"what: .* is a device or a pipe"):
+            check_writable(path, "what")
+        with pytest.raises(OSError, match="is a device or a pipe"), atomic_write(path) as stream:
+            stream.write(b"x")
+    assert pipe.is_fifo()

@@ -404,3 +404,39 @@ def test_kill_at_any_moment_leaves_a_whole_checkpoint_that_continues_to_the_same
         Trainer(model, **options).fit(train, valid, epochs=40, resume=resume)
         results.append(model.parameters.flat)
     np.testing.assert_array_equal(*results)
+
+
+def test_a_run_that_was_stopped_early_stays_stopped(tmp_path) -> None:
+    def trainer(seed: int, patience: int) -> Trainer:
+        watchers = [Checkpoints(tmp_path), callbacks.EarlyStopping(patience)]
+        return Trainer(Bigram(WORDS, seed=seed), optimizer=optim.SGD(8.0), callbacks=watchers, normalise=None)
+
+    first = trainer(0, 0)
+    assert first.fit(Sentences(sentences()), Sentences(sentences(1)), epochs=50).stopped == "early stopping"
+    second = trainer(1, 0)
+    history = second.fit(Sentences(sentences()), Sentences(sentences(1)), epochs=50, resume=tmp_path)
+    assert history.stopped == "early stopping"
+    assert second.step == first.step
+    np.testing.assert_array_equal(second.model.parameters.flat, first.model.parameters.flat)
+    patient = trainer(1, 3)
+    patient.fit(Sentences(sentences()), Sentences(sentences(1)), epochs=50, resume=tmp_path)
+    assert patient.step > first.step
+    # The same trainer goes on where it is told to.
+    assert len(first.fit(Sentences(sentences()), Sentences(sentences(1)), epochs=1)) > len(history) - 1
+
+
+def test_the_evaluation_before_training_is_made_once(tmp_path) -> None:
+    def trainer(*watchers: callbacks.Callback) -> Trainer:
+        return Trainer(Bigram(WORDS), evaluate_first=True, callbacks=[callbacks.EarlyStopping(5), *watchers])
+
+    class AtOnce(callbacks.Callback):
+        def on_start(self, trainer: Trainer) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    data = Sentences(sentences()), Sentences(sentences(1))
+    history = trainer(AtOnce(), Checkpoints(tmp_path)).fit(*data, epochs=1)
+    for _ in range(2):
+        history = trainer(AtOnce(), Checkpoints(tmp_path)).fit(*data, epochs=1, resume=tmp_path)
+    assert history.stopped == "interrupted"
+    assert len(history.evaluations) == 1
+    assert history.initial is not None

@@ -221,6 +221,9 @@ def test_split():
         (["FILE", "--valid-fraction", "0", "--keep-best"], "--keep-best: there is no validation text"),
         (["FILE", "--valid-fraction", "0", "--patience", "2"], "--patience: there is no validation text"),
         (["FILE", "--cosine", "--schedule", "constant"], "--cosine and --schedule"),
+        (["FILE", "--plot", "curve.foo"], "--plot: got curve.foo, wanted a name that ends in .png"),
+        (["FILE", "--out", "m.x", "--log", "m.x"], "--log: m.x is the file of --out too"),
+        (["FILE", "--out", os.devnull], f"--out: {os.devnull} is a device or a pipe"),
         (["--resume", "nowhere"], "there is no checkpoint here"),
     ],
 )
@@ -404,3 +407,10 @@ def test_a_run_that_breaks_off_leaves_its_model(capsys, comments, monkeypatch):
     assert "note: training broke off after step" in error
     assert "the model is saved in m.safetensors" in error
     assert crnn.load("m.safetensors").vocabulary is not None
+
+
+@pytest.mark.parametrize("option", ["--out", "--log"])
+def test_the_text_is_not_written_over(capsys, comments, option):
+    before = comments.read_bytes()
+    assert "is the file of the training text too" in fails(capsys, "train", "--quiet", comments, option, comments)
+    assert comments.read_bytes() == before

@@ -387,6 +387,27 @@ def test_a_second_fit_does_not_lose_the_best_weights_of_the_first(sentences) -> 
     assert trainer.evaluate(valid) == best
 
 
+def test_ctrl_c_leaves_the_best_weights_where_they_are_wanted(sentences) -> None:
+    valid = Sentences(sentences[:2][::-1])
+    interrupt = At(40, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
+    model = Bigram(WORDS)
+    trainer = Trainer(model, optimizer=optim.SGD(2.0), normalise=None, keep_best=True, callbacks=[interrupt])
+    history = trainer.fit(Sentences(sentences[3:]), valid, epochs=12)
+    assert history.interrupted
+    losses = history.column("valid_loss")
+    assert losses[-1] > min(losses)
+    assert trainer.evaluate(valid) == pytest.approx(min(losses), rel=1e-14)
+
+
+def test_ctrl_c_before_any_evaluation_keeps_what_was_trained(sentences) -> None:
+    interrupt = At(3, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
+    model = Bigram(WORDS)
+    before = model.parameters.flat.copy()
+    trainer = Trainer(model, optimizer=optim.SGD(2.0), keep_best=True, callbacks=[interrupt])
+    assert trainer.fit(Sentences(sentences[3:]), Sentences(sentences[:3])).interrupted
+    assert (model.parameters.flat != before).any()
+
+
 def test_ctrl_c_finishes_the_step_and_stops(sentences) -> None:
     model, twin = Bigram(WORDS), Bigram(WORDS)
     interrupt = At(5, lambda trainer: os.kill(os.getpid(), signal.SIGINT))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crnn.cli.options import HelpFormatter, load_model, note, require_vocabulary
+from crnn.cli.options import HelpFormatter, check_apart, load_model, note, require_vocabulary
 
 if TYPE_CHECKING:
     from crnn.language_model import LanguageModel
@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     check_writable(options.out, "OUT")
     if options.vocabulary is not None:
         check_writable(options.vocabulary, "--vocabulary")
+    check_apart({"OUT": options.out, "--vocabulary": options.vocabulary}, {"MODEL": Path(options.model)})
     model = load_model(options)
     if suffix == ".onnx":
         from crnn.interop.onnx import to_onnx

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from crnn.cli.options import HelpFormatter, add_threads_option, load_model, note, require_vocabulary
+from crnn.cli.options import HelpFormatter, add_threads_option, check_apart, load_model, note, require_vocabulary
 
 _DESCRIPTION = """\
 Write a web page that shows a text coloured by surprise (nats per word), the model's best guesses at
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from crnn.inspection_page import page
 
     check_writable(options.html, "--html")
+    check_apart({"--html": options.html}, {"MODEL": Path(options.model), "--file": options.file})
     model = load_model(options)
     vocabulary = require_vocabulary(model, options.model)
     documents = [options.text] if options.file is None else text.read_text(options.file, encoding=options.encoding)

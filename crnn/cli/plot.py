@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from crnn.cli.options import HelpFormatter, note
+from crnn.cli.options import HelpFormatter, check_apart, note
 
 _EPILOG = """\
 examples:
@@ -36,9 +36,11 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Carry the command out."""
     from crnn.atomic import check_writable
-    from crnn.history import History, plot_histories
+    from crnn.history import History, check_picture, plot_histories
 
     out = check_writable(options.out or options.logs[0].with_suffix(".png"), "--out")
+    check_picture(out, "--out")
+    check_apart({"--out": out}, {f"LOG {path}": path for path in options.logs})
     histories = {}
     for path in options.logs:
         name = path.stem if path.stem not in histories else str(path)

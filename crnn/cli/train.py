@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from crnn.cli import train_options
 from crnn.cli.corpus import Files, Reading, find_files
 from crnn.cli.generate import is_passages, print_texts
-from crnn.cli.options import note, set_threads
+from crnn.cli.options import check_apart, note, set_threads
 from crnn.cli.train_data import Prepared, describe_source, prepare
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
     recipe = train_options.make_recipe(options)
     _check_values(recipe)
     out = options.out or Path(_DEFAULT_OUT)
-    _check_outputs(options, out)
     files = _files(options)
+    _check_outputs(options, out, files)
     lowercase = recipe.level == "word" if options.lowercase is None else options.lowercase
     seed = options.seed or 0
     reading = Reading.of(options, recipe.level, lowercase, quiet)
@@ -136,18 +136,20 @@ def _check_values(recipe: Recipe) -> None:
     recipe.trainer(recipe.model(4))
 
 
-def _check_outputs(options: argparse.Namespace, out: Path) -> None:
-    """Find what cannot be written now rather than after training."""
+def _check_outputs(options: argparse.Namespace, out: Path, files: Files) -> None:
+    """Find what cannot be written, or must not be, now rather than after training."""
     from crnn.atomic import check_writable
 
-    for name, path in (("--out", out), ("--log", options.log), ("--plot", options.plot)):
+    outputs = {"--out": out, "--log": options.log, "--plot": options.plot}
+    for name, path in outputs.items():
         if path is not None:
             check_writable(path, name)
+    texts = {"the training text": files.train, "the validation text": files.valid, "the test text": files.test}
+    check_apart(outputs, texts)
     if options.plot is not None:
-        import importlib.util
+        from crnn.history import check_picture
 
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ImportError("--plot needs matplotlib: pip install crnn[plot]")
+        check_picture(options.plot, "--plot")
 
 
 def _files(options: argparse.Namespace) -> Files:

@@ -5,8 +5,9 @@
     vocabulary = crnn.Vocabulary.build(sentences, size=8000)
     ids = [vocabulary.encode(sentence) for sentence in sentences]     # markers added: x = ids[:-1], y = ids[1:]
 
-`encode` adds the sentence markers, not `sentences`: they belong to the vocabulary, where they can be renamed, and a
-word of the text can never be mistaken for one. NLTK is imported when the first text is cut, not before.
+`encode` adds the sentence markers, not `sentences`: they belong to the vocabulary, where they can be renamed. A text
+that keeps its capitals may spell a marker (`SENTENCE_END`, as the Penn Treebank spells `<unk>`): that word is the
+marker then. NLTK is imported when the first text is cut, not before.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _ABBREVIATIONS = {"a.m", "al", "approx", "cf", "dr", "e.g", "etc", "gen", "i.e",
     *("ms", "p.m", "prof", "rep", "rev", "sen", "sr", "st", "u.k", "u.s", "vs")
 }
 _PROGRESS_EVERY = 256
-_WITH_STOP = re.compile(r"[^\s\"'()\[\]{}“”‘’,;:!?]+\.")
+_RUN = re.compile(r"[^\s\"'()\[\]{}“”‘’,;:!?]+")
 _BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n\s*|\r[ \t]*\r\s*")
 
 
@@ -156,11 +156,19 @@ def train_punkt(texts: Iterable[str]) -> SentenceSplitter:
     trainer.train(text, finalize=False)
     trainer.finalize_training()
     parameters = trainer.get_params()
-    seen = Counter(word.lower()[:-1] for word in _WITH_STOP.findall(text))
+    seen = Counter(_before_stops(text))
     learned = {word for word in parameters.abbrev_types if seen[word] >= LEAST_OCCURRENCES}
     parameters.abbrev_types = learned | _ABBREVIATIONS
     splitter: SentenceSplitter = PunktSentenceTokenizer(parameters)
     return splitter
+
+
+def _before_stops(text: str) -> Iterator[str]:
+    """What stands before the last stop of each run of letters, lower-cased; linear, however long a run is."""
+    for run in _RUN.finditer(text):
+        before, stop, _ = run.group().rpartition(".")
+        if stop and before:
+            yield before.lower()
 
 
 def _punkt_for(texts: Iterator[str]) -> tuple[SentenceSplitter, Iterator[str]]:

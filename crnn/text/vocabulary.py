@@ -404,8 +404,13 @@ class Vocabulary:
         try:
             tokens = values["tokens"]
             counts = values["counts"]
-            if not isinstance(tokens, list) or (counts is not None and len(counts) != len(tokens)):
+            if not isinstance(tokens, list) or not isinstance(counts, (list, type(None))):
+                raise ValueError("values: the stored vocabulary is damaged: tokens or counts are not a list")
+            if counts is not None and len(counts) != len(tokens):
                 raise ValueError("values: the stored vocabulary is damaged: tokens and counts do not match")
+            numbers = [*(counts or ()), values["words_found"], values["size_wanted"]]
+            if not all(type(number) is int for number in numbers) or type(values["lowercase"]) is not bool:
+                raise ValueError("values: the stored vocabulary is damaged: its numbers or switches are none")
             return cls(
                 tokens,
                 start=values["start"],
