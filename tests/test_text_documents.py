@@ -99,6 +99,38 @@ def test_encoding_given(tmp_path):
     assert read_csv(path, encoding="utf-8").columns == ("body",)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-16-le", "utf_16_be", "UTF-32-LE", "utf-32-be", "utf-16", "utf-32", "gb18030", "utf-7"]
+)
+def test_a_mark_is_no_text_in_any_encoding(tmp_path, encoding, compressed):
+    # the codecs without a byte order in their name write the mark themselves
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    content = (mark + "body\r\nGrüße\r\n").encode(encoding)
+    path = tmp_path / "c.csv"
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    assert read_csv(path, "body", encoding=encoding).columns == ("body",)
+    assert list(read_csv(path, "body", encoding=encoding)) == ["Grüße"]
+    assert list(read_text(path, unit="line", encoding=encoding)) == ["body", "Grüße"]
+
+
+def test_only_one_mark_at_the_very_start_is_taken_away(tmp_path):
+    path = tmp_path / "t.txt"
+    for encoding in ("utf-8", "utf-16-le"):
+        path.write_bytes("\ufeff\ufeffa \ufeff b".encode(encoding))
+        assert list(read_text(path, encoding=encoding)) == ["\ufeffa \ufeff b"]
+    path.write_bytes(b"")
+    assert list(read_text(path, encoding="utf-16-le")) == []
+
+
+def test_a_zero_byte_in_utf8_is_refused_with_the_cure(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_bytes(b"body\na\0b\n")
+    with pytest.raises(ValueError, match=r"zero byte at byte 6.*--encoding utf-16-le.*UTF-8.*--encoding utf-8\)"):
+        read_csv(path)
+    assert list(read_csv(path, "body", encoding="utf-8")) == ["a\0b"]
+
+
 @pytest.mark.parametrize("padding", [0, 3, 65530, 200_001])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_wrong_encoding_names_the_byte(tmp_path, padding, compressed):

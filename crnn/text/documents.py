@@ -30,6 +30,8 @@ _LONGEST_FIELD = 1 << 26  # characters; a field beyond this is a quotation mark 
 _PROGRESS_EVERY = 256
 _CHUNK = 1 << 16
 _UNITS = ("paragraph", "line", "file")
+_MARK = "\ufeff"
+_DROPS_MARK = frozenset({"utf-8-sig", "utf-16", "utf-32"})  # the codecs that do so by themselves
 
 
 class Documents:
@@ -94,7 +96,8 @@ def read_csv(
         A name in the header, or a number counted from 0. A string of digits counts as a number unless the header has
         that very name.
     encoding
-        A Python codec name. None: UTF-8, or what the byte order mark at the start says (UTF-8, UTF-16, UTF-32).
+        A Python codec name. None: UTF-8, or what the byte order mark at the start says (UTF-8, UTF-16, UTF-32). A mark
+        is no part of the text, whatever the encoding.
     delimiter
         One character. None: a tab for ``.tsv``, a comma otherwise.
     header
@@ -222,8 +225,9 @@ def detect_encoding(path: str | os.PathLike[str]) -> str:
     zero = head.find(b"\0")
     if zero >= 0:
         raise ValueError(
-            f"{path}: zero byte at byte {zero}: not UTF-8 text. If it is UTF-16 without a byte order mark, give the "
-            f"encoding, for example {_ENCODING_HINT.format('utf-16-le')}"
+            f"{path}: zero byte at byte {zero}, as in UTF-16 without a byte order mark: give the encoding, for example "
+            f"{_ENCODING_HINT.format('utf-16-le')}; if it is UTF-8 with a zero byte in it, "
+            f"{_ENCODING_HINT.format('utf-8')}"
         )
     return "utf-8"
 
@@ -255,6 +259,8 @@ def _text_stream(path: Path, encoding: str) -> Iterator[tuple[IO[bytes], IO[str]
     with _open(path) as (raw, binary):
         stream = io.TextIOWrapper(binary, encoding, newline="")
         try:
+            if codecs.lookup(encoding).name not in _DROPS_MARK and stream.read(1) != _MARK:
+                stream.seek(0)
             yield raw, stream
         except UnicodeDecodeError as error:
             raise _decoding_error(path, encoding, error) from None
