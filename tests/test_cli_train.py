@@ -67,6 +67,19 @@ def test_a_run_says_what_it_does_and_leaves_a_model(capsys, comments, cell, tmp_
     assert sorted(os.listdir(tmp_path)) == ["h.jsonl", "m.safetensors"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes by name")
+def test_a_text_from_a_pipe(capsys, comments):
+    command = [sys.executable, "-m", "crnn", "train", "--column", "body", "--quiet", *SMALL, "--out"]
+    assert run(capsys, *command[3:], "a", comments)[0] == 0
+    subprocess.run([*command, "b", "/dev/stdin"], input=comments.read_bytes(), check=True)
+    assert weights("a") == weights("b")
+    twice = [*command, "c", "/dev/stdin", "--valid", "/dev/stdin"]
+    done = subprocess.run(twice, input=comments.read_bytes(), capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"crnn train: /dev/stdin: a pipe can be read only once, but two parts")
+    assert not os.path.exists("c")
+
+
 def test_the_same_seed_gives_the_same_model(capsys, comments):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert run(capsys, "train", comments, "--column", "1", *SMALL, "--seed", seed, "--out", name)[0] == 0

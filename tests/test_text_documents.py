@@ -1,6 +1,9 @@
 import codecs
 import csv
 import gzip
+import os
+import threading
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -229,6 +232,41 @@ def test_damaged_gzip(tmp_path):
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(OSError, match="damaged gzip"):
         list(read_csv(path, "body"))
+
+
+@contextmanager
+def pipe_with(path, content):
+    """A named pipe that gives `content` once."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no named pipes here")
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(content,))
+    writer.start()
+    yield path
+    writer.join()
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open])
+def test_a_pipe_is_read_once_and_gives_its_documents_again(tmp_path, opener):
+    rows = [["body"], *[[f"text {i}"] for i in range(9000)]]  # more than a pipe holds
+    content = write_csv(tmp_path / "c.csv", rows, opener=opener).read_bytes()
+    calls = []
+    with pipe_with(tmp_path / "pipe", content) as path:
+        documents = read_csv(path, "body", progress=lambda done, total: calls.append((done, total)))
+    assert documents.columns == ("body",)
+    assert list(documents) == list(documents) == [row[0] for row in rows[1:]]
+    assert calls[-1] == (len(content), len(content))
+    assert documents.path == path
+
+
+def test_plain_text_from_a_pipe(tmp_path):
+    with pipe_with(tmp_path / "pipe", b"one\n\ntwo") as path:
+        documents = read_documents(path)
+    assert list(documents) == list(documents) == ["one", "two"]
+    with pipe_with(tmp_path / "latin", "Grüße".encode("latin-1")) as path:
+        documents = read_text(path)
+    with pytest.raises(ValueError, match="latin: byte 2 is not utf-8"):
+        list(documents)
 
 
 def test_progress_ends_at_the_size_of_the_file(tmp_path):
