@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,23 @@ class Reading:
                 if path is None or str(path) in str(error):
                     raise
                 raise ValueError(f"{path}: {error}") from None
+
+
+    def sentences_of(self, content: str) -> list[list[str]]:
+        """The tokenised sentences of a text that was typed, cut as those of a text file with this content.
+
+        Raises
+        ------
+        ValueError
+            No word in it.
+        """
+        from crnn import text
+
+        if _UNITS[self.level] == "line":
+            documents = [line.rstrip("\r\n") for line in io.StringIO(content, newline="")]
+        else:
+            documents = [content]
+        return text.sentences(documents, level=self.level, lowercase=self.lowercase)
 
 
 def find_files(path: Path | None) -> Files:

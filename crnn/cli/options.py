@@ -26,6 +26,7 @@ __all__ = [
     "read_truncation",
     "require_vocabulary",
     "set_threads",
+    "whole_number_from",
 ]
 
 CELLS = ("rnn", "lstm", "gru")
@@ -75,13 +76,28 @@ def read_seed(text: str) -> int:
     argparse.ArgumentTypeError
         Not a whole number of at least 0.
     """
-    try:
-        seed = int(text)
-    except ValueError:
-        seed = -1
-    if seed < 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 0")
-    return seed
+    return whole_number_from(0)(text)
+
+
+def whole_number_from(least: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers of at least `least`.
+
+    Returns
+    -------
+    callable
+        From text to number; raises argparse.ArgumentTypeError, which argparse shows together with the option's name.
+    """
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least {least}")
+        return number
+
+    return read
 
 
 def add_threads_option(parser: argparse._ActionsContainer) -> None:
