@@ -341,3 +341,4 @@ def test_benchmark(capsys, monkeypatch):
     code, out, _ = run(capsys, "benchmark", "--cell", "rnn", "--json")
     assert code == 0
     assert json.loads(out)["threads"] == 1
+    assert "--threads must be at least 1, got 0" in fails(capsys, "benchmark", "--threads", "0")

@@ -55,16 +55,17 @@ def read_truncation(text: str, plain: str = "window") -> Truncation:
     kind, *numbers = text.strip().lower().split(":")
     if kind.isdecimal():
         kind, numbers = plain, [kind, *numbers]
-    try:
-        sizes = [int(number) for number in numbers]
-        if kind == "full" and not sizes:
-            return Full()
-        if kind == "window" and len(sizes) == 1:
-            return Window(sizes[0])
-        if kind == "chunk" and len(sizes) in (1, 2):
-            return Chunk(*sizes)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    if all(number.isdecimal() for number in numbers):
+        try:
+            sizes = [int(number) for number in numbers]
+            if kind == "full" and not sizes:
+                return Full()
+            if kind == "window" and len(sizes) == 1:
+                return Window(sizes[0])
+            if kind == "chunk" and len(sizes) in (1, 2):
+                return Chunk(*sizes)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     raise argparse.ArgumentTypeError(f"got {text!r}, wanted K, full, window:K, chunk:K1 or chunk:K1:K2")
 
 
@@ -102,7 +103,9 @@ def whole_number_from(least: int) -> Callable[[str], int]:
 
 def add_threads_option(parser: argparse._ActionsContainer) -> None:
     """--threads, which `load_model` and the training command obey."""
-    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: what the machine has)")
+    parser.add_argument(
+        "--threads", type=whole_number_from(1), metavar="N", help="threads (default: what the machine has)"
+    )
 
 
 def add_reading_options(parser: argparse._ActionsContainer) -> None:
