@@ -248,6 +248,24 @@ def test_export_onnx(capsys, model_path, tmp_path):
     code, _, err = run(capsys, "export", model_path, "m.onnx", "--probabilities")
     assert code == 0, err
     assert "probabilities" in [output.name for output in onnx.load("m.onnx").graph.output]
+    assert "note:" not in err
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_export_tells_that_onnx_runtime_has_no_float64(capsys, cell):
+    pytest.importorskip("onnx")
+    crnn.LanguageModel(9, cell, 4, dtype="float64", rng=1).save("m.safetensors")
+    code, _, err = run(capsys, "export", "m.safetensors", "m.onnx")
+    assert code == 0, err
+    assert "note: the graph is float64" in err
+    assert "note:" not in run(capsys, "export", "m.safetensors", "m.npz")[2]
+    # the cure that the note names
+    crnn.load("m.safetensors").copy("float32").save("c.safetensors")
+    assert run(capsys, "export", "c.safetensors", "c.onnx")[2] == "wrote c.onnx\n"
+    runtime = pytest.importorskip("onnxruntime")
+    states = {name: np.zeros((1, 1, 4), np.float32) for name in (("h_0", "c_0") if cell == "lstm" else ("h_0",))}
+    session = runtime.InferenceSession("c.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {"ids": np.zeros((1, 2), np.int64), **states})[0].shape == (1, 2, 9)
 
 
 def test_inspect(capsys, model_path, tmp_path):
