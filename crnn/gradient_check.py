@@ -17,6 +17,7 @@ term keeps rounding noise in gradients that are zero from looking like an error;
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,7 @@ def gradient_check(
     GradientError
         A relative error above the tolerance, or a loss that differs from the kernels' loss by more than 1e-9 of it.
     TypeError, ValueError
-        As `LanguageModel.total_loss`.
+        As `LanguageModel.total_loss`; a tolerance that is not a finite number of at least 0, or no samples.
 
     Examples
     --------
@@ -152,6 +153,8 @@ def gradient_check(
     scheme = resolve(truncation)
     samples = whole_number(samples, "samples")
     tolerance = number(tolerance, "tolerance")
+    if not 0.0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be a finite number of at least 0, got {tolerance!r}")
     twin = model.copy(np.float64)
     inputs, targets = read_pairs(*as_sequences(x, y), len(model))
     weights = {name: np.array(view) for name, view in twin.parameters.items()}

@@ -51,6 +51,11 @@ class Inspection:
     def loss(self) -> float:
         return float(np.nanmean(self.surprise))
 
+    @property
+    def predictions(self) -> int:
+        """How many tokens `loss` is the mean of: all but those that nothing predicts."""
+        return int(np.count_nonzero(~np.isnan(self.surprise)))
+
 
 def inspect(model: LanguageModel, sentences: Sequence[Sequence[str]], top: int = 5) -> Inspection:
     """Run a model over a text and keep everything that happens.
@@ -61,7 +66,7 @@ def inspect(model: LanguageModel, sentences: Sequence[Sequence[str]], top: int =
         With a vocabulary.
     sentences
         Tokenised sentences, as `crnn.text.sentences` gives them. Models with one marker between sentences read them as
-        one stream, the others start every sentence from the zero state.
+        one stream that begins with the first token, the others start every sentence from the zero state.
     top
         How many guesses to keep for each token.
 
@@ -72,7 +77,7 @@ def inspect(model: LanguageModel, sentences: Sequence[Sequence[str]], top: int =
     Raises
     ------
     ValueError
-        A model without vocabulary, no sentence, or `top` below 1.
+        A model without vocabulary, no sentence, nothing to predict, or `top` below 1.
     """
     top = whole_number(top, "top")
     vocabulary = model.vocabulary
@@ -82,7 +87,10 @@ def inspect(model: LanguageModel, sentences: Sequence[Sequence[str]], top: int =
         raise ValueError("sentences: got none, wanted at least one")
     start, end = vocabulary.start_token, vocabulary.end_token
     if start == end:
-        sequences = [[start, *(token for sentence in sentences for token in (*sentence, end))]]
+        # the row that `Vocabulary.encode_stream` makes, so that the loss is that of an evaluation
+        sequences = [[token for sentence in sentences for token in (*sentence, end)]]
+        if len(sequences[0]) < 2:
+            raise ValueError("sentences: got one without tokens, wanted something to predict")
     else:
         sequences = [[start, *sentence, end] for sentence in sentences]
     top = min(top, len(vocabulary))

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .inspection import Inspection
 
 __all__ = ["page"]
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # a byte of a file name or an argument that was not UTF-8
 _MOST_SURPRISE = 12.0  # nats; the colour scale ends here
 
 _PAGE = """<!DOCTYPE html>
@@ -133,9 +135,8 @@ def page(inspection: Inspection, title: str, level: str = "word", markers: tuple
     """
     from . import __version__
 
-    count = len(inspection.tokens)
     about = (
-        f"{count} tokens, {inspection.loss:.3f} nats per token, "
+        f"{inspection.predictions} tokens, {inspection.loss:.3f} nats per token, "
         f"perplexity {math.exp(min(inspection.loss, 700.0)):.1f}. "
         "The redder a word, the more it surprised the model; dotted words are not in its vocabulary."
     )
@@ -151,7 +152,7 @@ def page(inspection: Inspection, title: str, level: str = "word", markers: tuple
         ],
         "traces": {name: _quantised(values) for name, values in inspection.traces.items()},
     }
-    return _PAGE % {
+    content = _PAGE % {
         "title": html.escape(title),
         "about": html.escape(about),
         "options": "".join(f'<option value="{name}">{name}</option>' for name in inspection.traces),
@@ -161,6 +162,7 @@ def page(inspection: Inspection, title: str, level: str = "word", markers: tuple
         "data": json.dumps(data).replace("<", "\\u003c"),
         "version": __version__,
     }
+    return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", content)
 
 
 def _spans(inspection: Inspection, blank: str, markers: tuple[str, ...]) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from crnn.arguments import whole_number
+
 __all__ = ["Timing", "add_arguments", "main", "measure"]
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -166,7 +168,7 @@ def main(args: argparse.Namespace) -> int:
 
     before = crnn.get_num_threads()
     if args.threads is not None:
-        crnn.set_num_threads(args.threads)
+        crnn.set_num_threads(whole_number(args.threads, "--threads"))
     try:
         report = measure(tuple(GATES) if args.cell == "all" else (args.cell,), args.dtype, args.seconds)
     finally:

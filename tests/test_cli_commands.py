@@ -248,6 +248,24 @@ def test_export_onnx(capsys, model_path, tmp_path):
     code, _, err = run(capsys, "export", model_path, "m.onnx", "--probabilities")
     assert code == 0, err
     assert "probabilities" in [output.name for output in onnx.load("m.onnx").graph.output]
+    assert "note:" not in err
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_export_tells_that_onnx_runtime_has_no_float64(capsys, cell):
+    pytest.importorskip("onnx")
+    crnn.LanguageModel(9, cell, 4, dtype="float64", rng=1).save("m.safetensors")
+    code, _, err = run(capsys, "export", "m.safetensors", "m.onnx")
+    assert code == 0, err
+    assert "note: the graph is float64" in err
+    assert "note:" not in run(capsys, "export", "m.safetensors", "m.npz")[2]
+    # the cure that the note names
+    crnn.load("m.safetensors").copy("float32").save("c.safetensors")
+    assert run(capsys, "export", "c.safetensors", "c.onnx")[2] == "wrote c.onnx\n"
+    runtime = pytest.importorskip("onnxruntime")
+    states = {name: np.zeros((1, 1, 4), np.float32) for name in (("h_0", "c_0") if cell == "lstm" else ("h_0",))}
+    session = runtime.InferenceSession("c.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {"ids": np.zeros((1, 2), np.int64), **states})[0].shape == (1, 2, 9)
 
 
 def test_inspect(capsys, model_path, tmp_path):
@@ -269,17 +287,69 @@ def test_inspect(capsys, model_path, tmp_path):
     assert "<b>" not in page
     assert "http" not in page
     assert out.split()[1] == "nats/token"
-    assert page.count("<span data-n=") == int(out.split()[3])
+    assert page.count("<span data-n=") == int(out.split()[3]) + 2  # nothing predicts the markers that begin sentences
 
 
 def test_inspect_a_file_in_part(capsys, model_path, tmp_path):
     (tmp_path / "t.txt").write_text("The cat sees it. It sees the cat. " * 20, encoding="utf-8")
     code, out, err = run(capsys, "inspect", model_path, "--file", "t.txt", "--most", "7")
     assert code == 0
-    assert "first 7 tokens only" in err
+    assert "first 7 tokens only, of 200" in err
     assert (tmp_path / "inspection.html").exists()
-    assert int(out.split()[3]) == 7 + 4
+    assert int(out.split()[3]) == 7 + 2
     assert "corpus is empty" in fails(capsys, "inspect", model_path, "--text", "")
+    assert "--encoding: says how a file is read" in fails(
+        capsys, "inspect", model_path, "--text", "x", "--encoding", "utf-8"
+    )
+
+
+def test_inspect_tells_that_one_long_sentence_is_cut(capsys, model_path, tmp_path):
+    for most, told in (("5", True), ("6", False)):
+        code, out, err = run(capsys, "inspect", model_path, "--text", "The cat sees the cat.", "--most", most)
+        assert (code, int(out.split()[3])) == (0, int(most) + 1)
+        assert ("first 5 tokens only, of 6 (--most)" in err) == told
+
+
+@pytest.fixture(scope="module")
+def readers(folder):
+    """Models of every level, of sentences and of streams."""
+    paths = []
+    for level in ("word", "whitespace", "character"):
+        for markers in ({}, {"start": "\n", "end": "\n"}):
+            tokens = [list("abcdefghi .\t")] if level == "character" else [["a", "bc", "def", "."]]
+            vocabulary = crnn.Vocabulary.build(tokens, level=level, **markers)
+            model = crnn.LanguageModel(vocabulary, "gru", 5, rng=3)
+            model.initialise(3, scale=0.9)
+            paths.append(folder / f"{level}-{len(markers)}.safetensors")
+            model.save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.csv"])
+def test_inspect_reads_a_file_as_evaluate_does(capsys, readers, tmp_path, name):
+    content = "a bc\r\n\r\n\n def. A bc\rxyz\t\n\n\n" * 3
+    (tmp_path / name).write_bytes(f'n,body\n1,"{content}"\n'.encode() if name == "t.csv" else content.encode())
+    options = ["--column", "body"] if name == "t.csv" else []
+    for path in readers:
+        _, out, _ = run(capsys, "evaluate", path, name, *options, "--json", "--quiet")
+        wanted = json.loads(out)
+        code, out, err = run(capsys, "inspect", path, "--file", name, *options)
+        assert (code, err) == (0, "wrote inspection.html\n")
+        assert int(out.split()[3]) == wanted["tokens"]
+        assert float(out.split()[0]) == pytest.approx(wanted["loss"], abs=1e-4)
+        if name == "t.txt":
+            assert run(capsys, "inspect", path, "--text", content)[1] == out
+
+
+def test_names_that_are_not_utf8(capsys, model_path, tmp_path):
+    name = "o\udce9.safetensors"  # what Python makes of the byte E9
+    try:
+        (tmp_path / name).write_bytes(model_path.read_bytes())
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has UTF-8 names only")
+    code, _, err = run(capsys, "inspect", name, "--text", "caf\udce9 it")
+    assert code == 0, err
+    assert "<h1>o\ufffd.safetensors</h1>" in (tmp_path / "inspection.html").read_text(encoding="utf-8")
 
 
 def test_benchmark(capsys, monkeypatch):
@@ -289,3 +359,4 @@ def test_benchmark(capsys, monkeypatch):
     code, out, _ = run(capsys, "benchmark", "--cell", "rnn", "--json")
     assert code == 0
     assert json.loads(out)["threads"] == 1
+    assert "--threads must be at least 1, got 0" in fails(capsys, "benchmark", "--threads", "0")

@@ -11,6 +11,7 @@ import pytest
 from cli_runs import fails, run, write_comments
 
 import crnn
+from crnn.cli.corpus import Files, find_files
 from crnn.cli.train_data import split
 from crnn.history import History
 
@@ -65,6 +66,19 @@ def test_a_run_says_what_it_does_and_leaves_a_model(capsys, comments, cell, tmp_
     assert [record["epoch"] for record in history] == [1, 2]
     assert history[1]["valid_loss"] < history[0]["valid_loss"]
     assert sorted(os.listdir(tmp_path)) == ["h.jsonl", "m.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes by name")
+def test_a_text_from_a_pipe(capsys, comments):
+    command = [sys.executable, "-m", "crnn", "train", "--column", "body", "--quiet", *SMALL, "--out"]
+    assert run(capsys, *command[3:], "a", comments)[0] == 0
+    subprocess.run([*command, "b", "/dev/stdin"], input=comments.read_bytes(), check=True)
+    assert weights("a") == weights("b")
+    twice = [*command, "c", "/dev/stdin", "--valid", "/dev/stdin"]
+    done = subprocess.run(twice, input=comments.read_bytes(), capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"crnn train: /dev/stdin: a pipe can be read only once, but two parts")
+    assert not os.path.exists("c")
 
 
 def test_the_same_seed_gives_the_same_model(capsys, comments):
@@ -156,6 +170,32 @@ def test_a_folder_with_three_parts(capsys, tmp_path):
     assert set(model.vocabulary) == {"the", "<unk>", "market", "fell", "N", "points", "<eos>"}
     code, _, _ = run(capsys, "evaluate", "crnn-model.safetensors", "ptb.test.txt")
     assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("train.csv", "validation.csv", "valid.csv.bak"), ("train.csv", "validation.csv", None)),
+        (("train.csv", "train.csv~", "valid.orig", "test.csv.part"), ("train.csv", None, None)),
+        (("ptb.TRAIN.txt.gz", "ptb.valid.txt", "test.tsv"), ("ptb.TRAIN.txt.gz", "ptb.valid.txt", "test.tsv")),
+        (("wiki.train.tokens", "wiki.valid.raw", "train.md5"), ("wiki.train.tokens", "wiki.valid.raw", None)),
+        (("ptb.train", "test"), ("ptb.train", None, "test")),
+    ],
+)
+def test_only_texts_are_parts_of_a_corpus(tmp_path, names, parts):
+    for name in names:
+        (tmp_path / name).touch()
+    assert find_files(tmp_path) == Files(*(None if part is None else tmp_path / part for part in parts))
+
+
+def test_folders_without_clear_parts(tmp_path):
+    (tmp_path / "train.csv.bak").touch()
+    with pytest.raises(FileNotFoundError, match=r"no file like ptb\.train\.txt .*suffixes: txt, text, csv"):
+        find_files(tmp_path)
+    for name in ("train.csv", "valid.csv", "validation.csv"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"several valid files \(valid\.csv, validation\.csv\)"):
+        find_files(tmp_path)
 
 
 def test_validation_and_test_files(capsys, comments, tmp_path):

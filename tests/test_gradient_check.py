@@ -131,5 +131,8 @@ def test_report_is_data() -> None:
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match="samples"):
         make("rnn").gradient_check(X, Y, samples=0)
+    for wrong in (float("nan"), float("inf"), -1e-6):
+        with pytest.raises(ValueError, match=f"tolerance must be a finite number of at least 0, got {wrong}"):
+            make("rnn").gradient_check(X, Y, tolerance=wrong)
     with pytest.raises(ValueError, match="outside the vocabulary"):
         make("rnn").gradient_check([[1, 11]], [[1, 1]])

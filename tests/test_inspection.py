@@ -47,6 +47,7 @@ def test_surprise_and_guesses_are_the_models():
             np.testing.assert_allclose([p for _, p in guesses], np.sort(row)[::-1][:3])
         at += len(ids)
     assert result.loss == pytest.approx(np.nanmean(result.surprise))
+    assert result.predictions == sum(len(ids) - 1 for ids in sequences(model))
 
 
 @pytest.mark.parametrize("embedding", [None, 4])
@@ -85,8 +86,9 @@ def test_one_marker_makes_one_stream():
     vocabulary = crnn.Vocabulary.build([["a", "b", "c"]], start="$", end="$")
     model = make_model(vocabulary=vocabulary)
     result = inspect(model, SENTENCES)
-    assert result.tokens == ["$", "a", "b", "c", "a", "$", "c", "zzz", "b", "$"]
-    ids = vocabulary.encode(result.tokens, markers=False)
+    assert result.tokens == ["a", "b", "c", "a", "$", "c", "zzz", "b", "$"]
+    assert result.predictions == 8
+    ids = vocabulary.encode_stream(SENTENCES)
     np.testing.assert_allclose(result.surprise[1:], model.token_losses(ids[:-1], ids[1:]), rtol=1e-12)
 
 
@@ -95,6 +97,9 @@ def test_wrong_arguments():
         inspect(crnn.LanguageModel(5, rng=0), SENTENCES)
     with pytest.raises(ValueError, match="sentences: got none"):
         inspect(make_model(), [])
+    one_marker = make_model(vocabulary=crnn.Vocabulary.build([["a", "b", "c"]], start="$", end="$"))
+    with pytest.raises(ValueError, match="sentences: got one without tokens"):
+        inspect(one_marker, [[]])
     with pytest.raises(ValueError, match="top"):
         inspect(make_model(), SENTENCES, top=0)
     assert len(inspect(make_model(), SENTENCES, top=99).guesses[1]) == 6
@@ -135,4 +140,4 @@ def test_characters_stand_without_blanks():
     text = page(inspect(make_model(vocabulary=vocabulary), [["a", "b"], ["b"]]), "t", "character", ("\n", "\n"))
     assert "</span><span" in text
     assert "</span> <span" not in text
-    assert text.count("<br>") == 3
+    assert text.count("<br>") == 2

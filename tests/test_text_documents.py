@@ -1,6 +1,9 @@
 import codecs
 import csv
 import gzip
+import os
+import threading
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -97,6 +100,38 @@ def test_encoding_given(tmp_path):
     assert list(read_csv(path, "body", encoding="latin-1")) == ["Grüße"]
     path.write_bytes(codecs.BOM_UTF8 + b"body\r\nx\r\n")
     assert read_csv(path, encoding="utf-8").columns == ("body",)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-16-le", "utf_16_be", "UTF-32-LE", "utf-32-be", "utf-16", "utf-32", "gb18030", "utf-7"]
+)
+def test_a_mark_is_no_text_in_any_encoding(tmp_path, encoding, compressed):
+    # the codecs without a byte order in their name write the mark themselves
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    content = (mark + "body\r\nGrüße\r\n").encode(encoding)
+    path = tmp_path / "c.csv"
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    assert read_csv(path, "body", encoding=encoding).columns == ("body",)
+    assert list(read_csv(path, "body", encoding=encoding)) == ["Grüße"]
+    assert list(read_text(path, unit="line", encoding=encoding)) == ["body", "Grüße"]
+
+
+def test_only_one_mark_at_the_very_start_is_taken_away(tmp_path):
+    path = tmp_path / "t.txt"
+    for encoding in ("utf-8", "utf-16-le"):
+        path.write_bytes("\ufeff\ufeffa \ufeff b".encode(encoding))
+        assert list(read_text(path, encoding=encoding)) == ["\ufeffa \ufeff b"]
+    path.write_bytes(b"")
+    assert list(read_text(path, encoding="utf-16-le")) == []
+
+
+def test_a_zero_byte_in_utf8_is_refused_with_the_cure(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_bytes(b"body\na\0b\n")
+    with pytest.raises(ValueError, match=r"zero byte at byte 6.*--encoding utf-16-le.*UTF-8.*--encoding utf-8\)"):
+        read_csv(path)
+    assert list(read_csv(path, "body", encoding="utf-8")) == ["a\0b"]
 
 
 @pytest.mark.parametrize("padding", [0, 3, 65530, 200_001])
@@ -197,6 +232,41 @@ def test_damaged_gzip(tmp_path):
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(OSError, match="damaged gzip"):
         list(read_csv(path, "body"))
+
+
+@contextmanager
+def pipe_with(path, content):
+    """A named pipe that gives `content` once."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no named pipes here")
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(content,))
+    writer.start()
+    yield path
+    writer.join()
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open])
+def test_a_pipe_is_read_once_and_gives_its_documents_again(tmp_path, opener):
+    rows = [["body"], *[[f"text {i}"] for i in range(9000)]]  # more than a pipe holds
+    content = write_csv(tmp_path / "c.csv", rows, opener=opener).read_bytes()
+    calls = []
+    with pipe_with(tmp_path / "pipe", content) as path:
+        documents = read_csv(path, "body", progress=lambda done, total: calls.append((done, total)))
+    assert documents.columns == ("body",)
+    assert list(documents) == list(documents) == [row[0] for row in rows[1:]]
+    assert calls[-1] == (len(content), len(content))
+    assert documents.path == path
+
+
+def test_plain_text_from_a_pipe(tmp_path):
+    with pipe_with(tmp_path / "pipe", b"one\n\ntwo") as path:
+        documents = read_documents(path)
+    assert list(documents) == list(documents) == ["one", "two"]
+    with pipe_with(tmp_path / "latin", "Grüße".encode("latin-1")) as path:
+        documents = read_text(path)
+    with pytest.raises(ValueError, match="latin: byte 2 is not utf-8"):
+        list(documents)
 
 
 def test_progress_ends_at_the_size_of_the_file(tmp_path):

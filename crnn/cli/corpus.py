@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ __all__ = ["Files", "Reading", "find_files"]
 
 # A line is a unit of its own where a file holds a sentence a line, or where its characters are modelled.
 _UNITS = {"word": "paragraph", "character": "line", "whitespace": "line"}
+_PARTS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+_SUFFIXES = ("txt", "text", "csv", "tsv", "raw", "tokens")
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,27 @@ class Reading:
                 raise ValueError(f"{path}: {error}") from None
 
 
+    def sentences_of(self, content: str) -> list[list[str]]:
+        """The tokenised sentences of a text that was typed, cut as those of a text file with this content.
+
+        Raises
+        ------
+        ValueError
+            No word in it.
+        """
+        from crnn import text
+
+        if _UNITS[self.level] == "line":
+            documents = [line.rstrip("\r\n") for line in io.StringIO(content, newline="")]
+        else:
+            documents = [content]
+        return text.sentences(documents, level=self.level, lowercase=self.lowercase)
+
+
 def find_files(path: Path | None) -> Files:
     """A file is a corpus to be split; a folder holds files named after their parts (``ptb.train.txt``).
+
+    Files with a suffix that no text has, such as ``valid.csv.bak``, are left alone.
 
     Raises
     ------
@@ -109,15 +131,24 @@ def find_files(path: Path | None) -> Files:
             raise FileNotFoundError(f"{path}: no such file or folder")
         return Files(path)
     parts: dict[str, Path | None] = {}
-    for part in ("train", "valid", "test"):
-        found = sorted(p for p in path.iterdir() if p.is_file() and part in p.name.lower().split("."))
+    for part, names_of_part in _PARTS.items():
+        found = sorted(p for p in path.iterdir() if p.is_file() and _is_part(p.name, names_of_part))
         if len(found) > 1:
             names = ", ".join(p.name for p in found)
             raise ValueError(f"{path}: several {part} files ({names}); name them with --train, --valid and --test")
         parts[part] = found[0] if found else None
     if parts["train"] is None:
-        raise FileNotFoundError(f"{path}: no file like ptb.train.txt or train.csv in this folder")
+        raise FileNotFoundError(
+            f"{path}: no file like ptb.train.txt or train.csv in this folder "
+            f"(suffixes: {', '.join(_SUFFIXES)}, also .gz)"
+        )
     return Files(**parts)
+
+
+def _is_part(name: str, names_of_part: tuple[str, ...]) -> bool:
+    """Whether a file holds that part of a corpus; a name without a suffix, like ``ptb.train``, counts too."""
+    pieces = name.lower().removesuffix(".gz").split(".")
+    return pieces[-1] in (*_SUFFIXES, *names_of_part) and any(piece in names_of_part for piece in pieces)
 
 
 def is_stream(vocabulary: Vocabulary) -> bool:

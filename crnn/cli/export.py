@@ -15,7 +15,8 @@ _DESCRIPTION = """\
 Write a model in another format, chosen by the suffix of OUT:
 
   .onnx   a graph for ONNX Runtime and others: ids and states in, logits and states out
-          (needs the onnx package)
+          (needs the onnx package), in the model's dtype; ONNX Runtime runs float32 only, and a note
+          tells how to make a float32 copy of a float64 model
   .npz    NumPy arrays under PyTorch's parameter names
 
 Model files themselves are safetensors with PyTorch's names and shapes; PyTorch reads them as they are.
@@ -63,6 +64,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         _write_arrays(model, options.out)
     note(f"wrote {options.out}")
+    if suffix == ".onnx" and model.dtype == "float64":
+        note(
+            "note: the graph is float64, as the model is, and ONNX Runtime has no float64 RNN, LSTM or GRU; for it "
+            "export a float32 copy: crnn.load(MODEL).copy('float32').save(COPY) in Python"
+        )
     if options.vocabulary is not None:
         require_vocabulary(model, options.model).save(options.vocabulary)
         note(f"wrote {options.vocabulary}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from crnn.bptt import Chunk, Full, Truncation, Window
-from crnn.cli.options import CELLS, HelpFormatter, read_seed, read_truncation
+from crnn.cli.options import CELLS, HelpFormatter, read_seed, read_truncation, whole_number_from
 
 _DESCRIPTION = """\
 Compare a language model's gradients with finite differences in float64: every tensor is listed with its
@@ -56,8 +57,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--length", type=int, default=10, metavar="N", help="words of the longer sentence (default: 10)"
     )
-    parser.add_argument("--samples", type=int, default=25, metavar="N", help="elements per tensor (default: 25)")
-    parser.add_argument("--tolerance", type=float, default=1e-6, metavar="X", help="relative error (default: 1e-6)")
+    parser.add_argument(
+        "--samples", type=whole_number_from(1), default=25, metavar="N", help="elements per tensor (default: 25)"
+    )
+    parser.add_argument(
+        "--tolerance", type=_tolerance, default=1e-6, metavar="X", help="relative error (default: 1e-6)"
+    )
     parser.add_argument("--seed", type=read_seed, default=0, metavar="N", help="of weights and words (default: 0)")
     parser.set_defaults(run=run)
 
@@ -104,6 +109,16 @@ def run(options: argparse.Namespace) -> int:
     if failed:
         print(f"crnn gradcheck: {failed} check(s) failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a finite number above 0")
+    return value
 
 
 def _chosen(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:

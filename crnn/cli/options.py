@@ -27,6 +27,7 @@ __all__ = [
     "read_truncation",
     "require_vocabulary",
     "set_threads",
+    "whole_number_from",
 ]
 
 CELLS = ("rnn", "lstm", "gru")
@@ -72,16 +73,17 @@ def read_truncation(text: str, plain: str = "window") -> Truncation:
     kind, *numbers = text.strip().lower().split(":")
     if kind.isdecimal():
         kind, numbers = plain, [kind, *numbers]
-    try:
-        sizes = [int(number) for number in numbers]
-        if kind == "full" and not sizes:
-            return Full()
-        if kind == "window" and len(sizes) == 1:
-            return Window(sizes[0])
-        if kind == "chunk" and len(sizes) in (1, 2):
-            return Chunk(*sizes)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    if all(number.isdecimal() for number in numbers):
+        try:
+            sizes = [int(number) for number in numbers]
+            if kind == "full" and not sizes:
+                return Full()
+            if kind == "window" and len(sizes) == 1:
+                return Window(sizes[0])
+            if kind == "chunk" and len(sizes) in (1, 2):
+                return Chunk(*sizes)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     raise argparse.ArgumentTypeError(f"got {text!r}, wanted K, full, window:K, chunk:K1 or chunk:K1:K2")
 
 
@@ -93,18 +95,35 @@ def read_seed(text: str) -> int:
     argparse.ArgumentTypeError
         Not a whole number of at least 0.
     """
-    try:
-        seed = int(text)
-    except ValueError:
-        seed = -1
-    if seed < 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 0")
-    return seed
+    return whole_number_from(0)(text)
+
+
+def whole_number_from(least: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers of at least `least`.
+
+    Returns
+    -------
+    callable
+        From text to number; raises argparse.ArgumentTypeError, which argparse shows together with the option's name.
+    """
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least {least}")
+        return number
+
+    return read
 
 
 def add_threads_option(parser: argparse._ActionsContainer) -> None:
     """--threads, which `load_model` and the training command obey."""
-    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: what the machine has)")
+    parser.add_argument(
+        "--threads", type=whole_number_from(1), metavar="N", help="threads (default: what the machine has)"
+    )
 
 
 def add_reading_options(parser: argparse._ActionsContainer) -> None:

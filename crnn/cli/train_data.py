@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +66,9 @@ def prepare(
     Raises
     ------
     OSError, ValueError
-        Files that cannot be read or used, nothing left to train on.
+        Files that cannot be read or used, one pipe for two parts, nothing left to train on.
     """
+    _check_pipes(files)
     parts: dict[str, list[list[str]]] = {"train": reading.sentences(files.train)}
     if files.valid is not None:
         parts["valid"] = reading.sentences(files.valid)
@@ -93,6 +94,14 @@ def prepare(
         if name == "train" and valid_on_train:
             data["valid"] = recipe.evaluation_data(ids)
     return Prepared(vocabulary, data["train"], data.get("valid"), data.get("test"), counts, unknown)
+
+
+def _check_pipes(files: Files) -> None:
+    """A pipe gives its text once: two parts cannot come from it."""
+    pipes = [path for path in (files.train, files.valid, files.test) if path is not None and path.is_fifo()]
+    for first, second in combinations(pipes, 2):
+        if first.samefile(second):
+            raise ValueError(f"{second}: a pipe can be read only once, but two parts of the corpus are to come from it")
 
 
 def split(sentences: list[list[str]], fraction: float, pieces: int) -> tuple[list[list[str]], list[list[str]]]:

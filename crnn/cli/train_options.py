@@ -9,7 +9,15 @@ from typing import Any
 
 from crnn import optim, schedules
 from crnn.bptt import Chunk, Truncation, Window
-from crnn.cli.options import CELLS, HelpFormatter, add_reading_options, add_threads_option, read_seed, read_truncation
+from crnn.cli.options import (
+    CELLS,
+    HelpFormatter,
+    add_reading_options,
+    add_threads_option,
+    read_seed,
+    read_truncation,
+    whole_number_from,
+)
 from crnn.recipes import RECIPES, Recipe, get
 
 __all__ = ["add_parser", "final_schedule", "make_recipe"]
@@ -190,7 +198,9 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--resume", type=Path, metavar="DIR", help="go on where a checkpoint stands; needs nothing else")
     group.add_argument("--minutes", type=float, metavar="M", help="stop after that time")
-    group.add_argument("--samples", type=int, metavar="N", help="sentences shown at the end (default: 5)")
+    group.add_argument(
+        "--samples", type=whole_number_from(0), metavar="N", help="sentences shown at the end (default: 5)"
+    )
     group.add_argument("--quiet", action="store_true", default=None, help="print nothing but errors")
 
 
@@ -289,15 +299,26 @@ def _schedule_text(text: str) -> str:
 
 def _schedule(text: str) -> schedules.Schedule:
     kind, *values = text.strip().lower().split(":")
-    numbers = [int(value) if value.isdecimal() else float(value) for value in values]
-    makers: dict[str, Any] = {
-        "constant": schedules.Constant,
-        "halve": schedules.HalveOnIncrease,
-        "step": schedules.StepDecay,
-        "exponential": schedules.Exponential,
-        "plateau": schedules.Plateau,
+    # what makes it, and from how many numbers at least and at most
+    makers: dict[str, tuple[Any, int, int]] = {
+        "constant": (schedules.Constant, 0, 0),
+        "halve": (schedules.HalveOnIncrease, 0, 1),
+        "step": (schedules.StepDecay, 2, 3),
+        "exponential": (schedules.Exponential, 1, 1),
+        "plateau": (schedules.Plateau, 0, 4),
     }
     if kind not in makers:
         raise ValueError(f"unknown schedule {kind!r}")
-    schedule: schedules.Schedule = makers[kind](*numbers)
+    make, least, most = makers[kind]
+    if not least <= len(values) <= most:
+        wanted = f"{least}" if least == most else f"{least} to {most}"
+        raise ValueError(f"{kind} takes {wanted} number(s), got {len(values)}")
+    schedule: schedules.Schedule = make(*map(_number, values))
     return schedule
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None

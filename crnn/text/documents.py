@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
@@ -30,12 +31,34 @@ _LONGEST_FIELD = 1 << 26  # characters; a field beyond this is a quotation mark 
 _PROGRESS_EVERY = 256
 _CHUNK = 1 << 16
 _UNITS = ("paragraph", "line", "file")
+_MARK = "\ufeff"
+_DROPS_MARK = frozenset({"utf-8-sig", "utf-16", "utf-32"})  # the codecs that do so by themselves
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file to be opened as often as wanted; `content` is what came out of a pipe, which gives it once only."""
+
+    path: Path
+    content: bytes | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> _Source:
+        with open(path, "rb") as raw:  # a missing file is an error of this call, not of the first loop
+            return cls(path, None if raw.seekable() else raw.read())
+
+    def open(self) -> IO[bytes]:
+        return open(self.path, "rb") if self.content is None else io.BytesIO(self.content)
+
+    def size(self) -> int:
+        return self.path.stat().st_size if self.content is None else len(self.content)
 
 
 class Documents:
     """The documents of a file: an iterable of strings that reads the file anew on every loop.
 
-    Nothing is kept in memory but the row at hand. Made by `read_csv`, `read_text` and `read_documents`.
+    Nothing is kept in memory but the row at hand; of a pipe, its bytes. Made by `read_csv`, `read_text` and
+    `read_documents`.
 
     Attributes
     ----------
@@ -48,21 +71,22 @@ class Documents:
 
     def __init__(
         self,
-        path: Path,
+        source: _Source,
         encoding: str,
         rows: Callable[[IO[str]], Iterator[str]],
         columns: tuple[str, ...] = (),
         progress: Progress | None = None,
     ) -> None:
-        self.path = path
+        self.path = source.path
         self.encoding = encoding
+        self._source = source
         self.columns = columns
         self._rows = rows
         self._progress = progress
 
     def __iter__(self) -> Iterator[str]:
-        total = self.path.stat().st_size
-        with _text_stream(self.path, self.encoding) as (raw, stream):
+        total = self._source.size()
+        with _text_stream(self._source, self.encoding) as (raw, stream):
             for number, document in enumerate(self._rows(stream)):
                 if self._progress is not None and number % _PROGRESS_EVERY == 0:
                     self._progress(raw.tell(), total)
@@ -89,12 +113,13 @@ def read_csv(
     ----------
     path
         The file; compressed with gzip or not (the content decides, not the name). A ``.txt`` file has no columns and
-        is read by `read_text` instead.
+        is read by `read_text` instead. A pipe is read to its end by this call and kept in memory.
     column
         A name in the header, or a number counted from 0. A string of digits counts as a number unless the header has
         that very name.
     encoding
-        A Python codec name. None: UTF-8, or what the byte order mark at the start says (UTF-8, UTF-16, UTF-32).
+        A Python codec name. None: UTF-8, or what the byte order mark at the start says (UTF-8, UTF-16, UTF-32). A mark
+        is no part of the text, whatever the encoding.
     delimiter
         One character. None: a tab for ``.tsv``, a comma otherwise.
     header
@@ -132,8 +157,9 @@ def read_csv(
         delimiter = "\t" if _suffix(path) == ".tsv" else ","
     if len(delimiter) != 1:
         raise ValueError(f"delimiter: got {delimiter!r}, wanted one character")
-    encoding = _encoding_of(path, encoding)
-    with _text_stream(path, encoding) as (_, stream):
+    source = _Source.of(path)
+    encoding = _encoding_of(source, encoding)
+    with _text_stream(source, encoding) as (_, stream):
         first = next(_rows(path, stream, delimiter), None)
     if first is None:
         raise ValueError(f"{path}: the file is empty")
@@ -146,7 +172,7 @@ def read_csv(
             next(rows, None)
         return (row[index] for row in rows)
 
-    return Documents(path, encoding, documents, names if header else (), progress)
+    return Documents(source, encoding, documents, names if header else (), progress)
 
 
 def read_text(
@@ -161,7 +187,7 @@ def read_text(
     Parameters
     ----------
     path
-        The file; compressed with gzip or not.
+        The file, also a pipe; compressed with gzip or not.
     unit
         What counts as a document: "paragraph" (blank lines between them; lines inside are running text), "line"
         (every line, also an empty one: for files with a sentence a line, and for character models) or "file".
@@ -181,7 +207,8 @@ def read_text(
     if unit not in _UNITS:
         raise ValueError(f"unit: got {unit!r}, wanted one of {', '.join(map(repr, _UNITS))}")
     split = {"paragraph": _paragraphs, "line": _lines, "file": _whole}[unit]
-    return Documents(path, _encoding_of(path, encoding), split, progress=progress)
+    source = _Source.of(path)
+    return Documents(source, _encoding_of(source, encoding), split, progress=progress)
 
 
 def read_documents(
@@ -204,7 +231,7 @@ def read_documents(
 
 
 def detect_encoding(path: str | os.PathLike[str]) -> str:
-    """The encoding of a file by its byte order mark; UTF-8 without one.
+    """The encoding of a file by its byte order mark; UTF-8 without one. A pipe is used up by the look.
 
     Raises
     ------
@@ -213,8 +240,11 @@ def detect_encoding(path: str | os.PathLike[str]) -> str:
     ValueError
         No mark, but zero bytes near the start: UTF-16 or UTF-32 without a mark, or not a text at all.
     """
-    path = Path(path)
-    with _open(path) as (_, binary):
+    return _detected(_Source.of(Path(path)))
+
+
+def _detected(source: _Source) -> str:
+    with _open(source) as (_, binary):
         head = binary.read(_CHUNK)
     for mark, name in _BOMS:
         if head.startswith(mark):
@@ -222,8 +252,9 @@ def detect_encoding(path: str | os.PathLike[str]) -> str:
     zero = head.find(b"\0")
     if zero >= 0:
         raise ValueError(
-            f"{path}: zero byte at byte {zero}: not UTF-8 text. If it is UTF-16 without a byte order mark, give the "
-            f"encoding, for example {_ENCODING_HINT.format('utf-16-le')}"
+            f"{source.path}: zero byte at byte {zero}, as in UTF-16 without a byte order mark: give the encoding, for "
+            f"example {_ENCODING_HINT.format('utf-16-le')}; if it is UTF-8 with a zero byte in it, "
+            f"{_ENCODING_HINT.format('utf-8')}"
         )
     return "utf-8"
 
@@ -234,9 +265,9 @@ _ENCODING_HINT = "encoding={0!r} (--encoding {0})"
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def _open(source: _Source) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """A file, gzip seen through: (the file itself, for its position; its decompressed bytes)."""
-    with open(path, "rb") as raw:
+    with source.open() as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         if not compressed:
@@ -246,18 +277,20 @@ def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             with gzip.GzipFile(fileobj=raw) as binary:
                 yield raw, cast(IO[bytes], binary)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise OSError(f"{path}: damaged gzip file ({error})") from None
+            raise OSError(f"{source.path}: damaged gzip file ({error})") from None
 
 
 @contextmanager
-def _text_stream(path: Path, encoding: str) -> Iterator[tuple[IO[bytes], IO[str]]]:
+def _text_stream(source: _Source, encoding: str) -> Iterator[tuple[IO[bytes], IO[str]]]:
     """(The file itself; its decoded text.) Decoding errors are told with their position in the file."""
-    with _open(path) as (raw, binary):
+    with _open(source) as (raw, binary):
         stream = io.TextIOWrapper(binary, encoding, newline="")
         try:
+            if codecs.lookup(encoding).name not in _DROPS_MARK and stream.read(1) != _MARK:
+                stream.seek(0)
             yield raw, stream
         except UnicodeDecodeError as error:
-            raise _decoding_error(path, encoding, error) from None
+            raise _decoding_error(source, encoding, error) from None
         finally:
             stream.detach()
 
@@ -267,25 +300,23 @@ def _suffix(path: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def _encoding_of(path: Path, encoding: str | None) -> str:
+def _encoding_of(source: _Source, encoding: str | None) -> str:
     if encoding is None:
-        return detect_encoding(path)
+        return _detected(source)
     try:
         name = codecs.lookup(encoding).name
         io.TextIOWrapper(io.BytesIO(), encoding)  # refuses the codecs that are no text encodings
     except LookupError:
         raise ValueError(f"encoding: Python knows no text encoding {encoding!r}") from None
-    with open(path, "rb"):
-        pass  # a missing file is an error of this call, not of the first loop
     # "utf-8" would leave the byte order mark in the first word
     return "utf-8-sig" if name == "utf-8" else encoding
 
 
-def _decoding_error(path: Path, encoding: str, error: UnicodeDecodeError) -> ValueError:
+def _decoding_error(source: _Source, encoding: str, error: UnicodeDecodeError) -> ValueError:
     """The stream decoder counts from its own chunk; decode again to find the position in the whole file."""
     position, reason = error.start, error.reason
     decoder = codecs.getincrementaldecoder(encoding)()
-    with _open(path) as (_, binary):
+    with _open(source) as (_, binary):
         base = 0
         while True:
             chunk = binary.read(_CHUNK)
@@ -300,7 +331,7 @@ def _decoding_error(path: Path, encoding: str, error: UnicodeDecodeError) -> Val
             base += len(chunk)
     shown = encoding.removesuffix("-sig")
     return ValueError(
-        f"{path}: byte {position} is not {shown} ({reason}). Give the file's own encoding, for example "
+        f"{source.path}: byte {position} is not {shown} ({reason}). Give the file's own encoding, for example "
         f"{_ENCODING_HINT.format('latin-1' if shown != 'latin-1' else 'utf-8')}"
     )
 
