@@ -146,7 +146,7 @@ static void go_apart(void *context, int rank, crnn_team *team)
     for (int other = 0; other < size; other++) CHECK(apart[other], "rank %d has not met the others", other);
     crnn_barrier(team);
     apart[rank] = 0;
-    times_apart += rank == 0;
+    if (rank == 0) times_apart++;
 }
 
 static void go_apart_often(void)
