@@ -377,6 +377,7 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
     T **pieces[] = {&call.logits, &call.h, &call.factors, &call.tops, &call.bias, &call.bias_sum, &call.parts,
                     &call.rooms, &call.columns};
     enum { PIECES = sizeof pieces / sizeof *pieces };
+    /* None of it wraps around: a block's logits are bounded, and the caller's own h, W and targets are as large as the rest. */
     size_t counts[PIECES] = {call.narrow ? call.block * call.ldl + 4 * VW : call.slabs * call.apart, call.block * call.ldh + 4 * VW,
                              call.block, (size_t)threads * call.room_tops, call.Vp + 4 * VW, call.Vp + 4 * VW,
                              args->dh ? call.slabs * call.block * call.ldh : 0,

@@ -53,7 +53,8 @@ typedef struct {
     _Alignas(CRNN_LINE) int turn; /* stepping: parity of the step; all before stays in the workers' caches */
 } run_state;
 
-/* Bump allocation in two passes over the same code: first to measure (base null), then to hand out. */
+/* Bump allocation in two passes over the same code: first to measure (base null), then to hand out. Bytes and their sum are checked
+ * here, the products that counts are by crnn_forward (countable in dispatch/dispatch.c). */
 typedef struct {
     char *base;
     size_t used;
