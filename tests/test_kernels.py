@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import grid
 import numpy as np
@@ -422,8 +423,6 @@ def test_what_the_machine_reaches_is_measured(threads):
     threads(2)
     assert _kernels.read_bandwidth(100_000, 2, 1e-3) > 0.1  # GB/s
     assert _kernels.fma_peak("float32", 2, 1e-3) > 0.1
-    _kernels.assume_handover(0)  # measured, not what the fixture assumes
-    assert 0 < _kernels.handover(2) < 1
     _kernels.assume_handover(0.25)
     assert _kernels.handover(2) == 0.25
     with pytest.raises(ValueError, match=r"seconds: got -1\.0, wanted at least 0"):
@@ -438,3 +437,28 @@ def test_what_is_no_object_of_its_kind_is_refused():
         _kernels.Stepper(None, 1)
     with pytest.raises(TypeError, match="tape"):
         stack.backward(None, None, None, None, (0, 0, 0), None, None, None, [None] * 4)
+
+
+def test_what_a_handover_takes_is_measured(threads):
+    """Anew whenever the number of threads has changed; before the first time it is a constant."""
+    _kernels.assume_handover(0)  # not what the fixture assumes
+    threads(2)
+    seen = {_kernels.handover(2)}
+    give_up = time.monotonic() + 20  # others may keep the worker from answering for a while
+    while len(seen) < 4 and time.monotonic() < give_up:
+        threads(5 - _kernels.get_threads())
+        before = time.perf_counter()
+        seconds = _kernels.handover(2)
+        assert seconds in seen or 0 < seconds < time.perf_counter() - before
+        seen.add(seconds)
+    assert len(seen) == 4
+
+
+def test_a_handover_to_more_threads_than_there_may_be(threads):
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"threads: got {wrong}, wanted at least 1"):
+            _kernels.handover(wrong)
+    _kernels.assume_handover(0)
+    for n in (2, 3, 2):  # or it would not be measured, and no thread started
+        threads(n)
+        assert _kernels.handover(1000) > 0  # with as many as there may be: tests/c/test_threads.c counts them

@@ -35,6 +35,8 @@ def read_bandwidth(Py_ssize_t size, int threads, double seconds):
 
 def handover(int threads):
     """Seconds to give the other threads an empty job and hear that it is done, as last measured."""
+    if threads < 1:
+        raise ValueError(f"threads: got {threads}, wanted at least 1")
     return crnn_handover(threads)
 
 

@@ -1,6 +1,6 @@
 /* The one seam to a BLAS: Fortran sgemm and dgemm, handed in by whoever embeds the library (Python: SciPy's).
- * The products over all rows at once (input projection, input and weight gradients) ask crnn_blas_wanted() first.
- * Off unless crnn_set_blas has been called.
+ * A call that has products over all rows (input projection, input and weight gradients) asks crnn_blas_wanted() once and keeps to
+ * the answer. Off unless crnn_set_blas has been called.
  *
  * Integers are passed as pointers to int64. A BLAS with 32-bit integers (LP64) reads their low halves, one with 64-bit
  * integers (ILP64) the whole: on a little-endian machine both see the same number, so no build needs telling apart. */
@@ -17,7 +17,7 @@ typedef void (*gemm_function)(const char *, const char *, const int64_t *, const
                               const void *, const void *, const int64_t *, const void *, const int64_t *, const void *,
                               void *, const int64_t *);
 
-static gemm_function gemm[2];
+static _Atomic(gemm_function) gemm[2]; /* what was taken away stays, for calls that had begun */
 static atomic_int wanted;
 
 crnn_status crnn_set_blas(void (*sgemm)(void), void (*dgemm)(void))
@@ -25,8 +25,8 @@ crnn_status crnn_set_blas(void (*sgemm)(void), void (*dgemm)(void))
     atomic_store(&wanted, 0);
     if (!sgemm || !dgemm) return CRNN_OK;
     if (!USABLE) return CRNN_UNSUPPORTED;
-    gemm[CRNN_F32] = (gemm_function)sgemm;
-    gemm[CRNN_F64] = (gemm_function)dgemm;
+    atomic_store(&gemm[CRNN_F32], (gemm_function)sgemm);
+    atomic_store(&gemm[CRNN_F64], (gemm_function)dgemm);
     atomic_store(&wanted, 1);
     return CRNN_OK;
 }
@@ -43,5 +43,6 @@ void crnn_blas_gemm(crnn_dtype dtype, char ta, char tb, size_t m, size_t n, size
     const char *numbers = dtype == CRNN_F32 ? (const char *)float_numbers : (const char *)double_numbers;
     size_t item = dtype == CRNN_F32 ? sizeof(float) : sizeof(double);
     if (m == 0 || n == 0) return;
-    gemm[dtype](&ta, &tb, sizes, sizes + 1, sizes + 2, numbers, A, sizes + 3, B, sizes + 4, numbers + item, C, sizes + 5);
+    const gemm_function product = atomic_load_explicit(&gemm[dtype], memory_order_acquire);
+    product(&ta, &tb, sizes, sizes + 1, sizes + 2, numbers, A, sizes + 3, B, sizes + 4, numbers + item, C, sizes + 5);
 }

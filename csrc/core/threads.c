@@ -186,9 +186,11 @@ static void after_fork(void)
     atomic_flag_clear(&busy);
 }
 
-/* Called by the owner of the pool, so no job is announced meanwhile: a new worker starts from the present ticket. */
+/* Called by the owner of the pool, so no job is announced meanwhile: a new worker starts from the present ticket. Whatever number
+ * was asked for, nobody gets a team of more than CRNN_MAX_THREADS: all that is kept per rank has room for so many. */
 static int start_workers(int threads)
 {
+    if (threads > CRNN_MAX_THREADS) threads = CRNN_MAX_THREADS;
     if (!atomic_exchange(&atfork_set, 1)) pthread_atfork(NULL, NULL, after_fork);
     while (pool.workers < threads - 1) {
         pthread_t thread;

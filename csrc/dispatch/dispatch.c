@@ -146,10 +146,22 @@ int crnn_in_halves(const crnn_stack *stack, const crnn_batch *batch, int masked,
 
 int crnn_tape_in_halves(const crnn_tape *tape) { return tape && tape->other; }
 
+/* Each array that a call lays out, and the backward call of its tape, has no more elements than this sum and a few thousand times
+ * as many (threads, and rows of a block for each): below 2^50 none of the products that count them wraps around. What is refused
+ * would not fit into an address space. */
+static int countable(const crnn_stack *stack, size_t batch, size_t rows)
+{
+    const double padding = 64, H = (double)stack->hidden + padding, D = (double)stack->directions;
+    const double input = stack->onehot ? 0 : (double)stack->input, widest = (input > D * H ? input : D * H) + padding;
+    const double states = (double)batch + (double)rows + padding;
+    return (double)stack->layers * D * (states * (4 * H + widest) + 4 * H * (widest + H)) < 0x1p50;
+}
+
 crnn_status crnn_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
                          crnn_tape **tape)
 {
     if (!stack || !batch || !args || batch->steps == 0 || batch->batch == 0) return CRNN_INVALID;
+    if (!countable(stack, batch->batch, (size_t)batch->offsets[batch->steps])) return CRNN_NOMEM;
     return kernels(stack->dtype)->forward(stack, batch, args, tape);
 }
 
@@ -173,6 +185,7 @@ static crnn_tape *run_of(crnn_stepper *stepper) { return (crnn_tape *)(void *)st
 crnn_status crnn_stepper_new(const crnn_stack *stack, size_t batch, crnn_stepper **out)
 {
     if (!stack || !out || batch == 0 || stack->directions != 1) return CRNN_INVALID;
+    if (!countable(stack, 0, 0)) return CRNN_NOMEM; /* more rows than the padding are refused as too many */
     crnn_tape *run;
     crnn_status status = kernels(stack->dtype)->stepper(stack, batch, &run);
     if (status == CRNN_OK) *out = (crnn_stepper *)(void *)run;

@@ -183,7 +183,8 @@ CRNN_API crnn_status crnn_isa_set(const char *name); /* CRNN_UNSUPPORTED if the 
 CRNN_API void crnn_set_threads(int n);
 CRNN_API int crnn_get_threads(void);
 
-/* Use this BLAS (Fortran sgemm and dgemm, LP64 or ILP64) for the products over all rows; null: our own. */
+/* Use this BLAS (Fortran sgemm and dgemm, LP64 or ILP64) for the products over all rows; null: our own. At any time: a call that has
+ * begun goes on with BLAS, or without, as it found it, so one that is taken away must stay loaded until such calls have returned. */
 CRNN_API crnn_status crnn_set_blas(void (*sgemm)(void), void (*dgemm)(void));
 
 /* All memory comes from here; tests put in an allocator that fails. Null functions restore the default. */

@@ -37,6 +37,7 @@ typedef struct {
     size_t block, rows, first, ldl, ldh, Vp, slabs, slab, apart, room, room_tops, column_room;
     T *probabilities;
     int narrow;     /* slabs narrower than a tile */
+    int blas;       /* does the products; asked once, so that all threads agree */
     int add;        /* gradients add to what earlier blocks (or the caller) left */
 } softmax_call;
 
@@ -307,7 +308,8 @@ static void softmax_slab(const softmax_call *call, size_t slab, T *room, T *colu
         }
         if (!copied) continue;
         const product_call p = {.N = n, .K = rows, .A = call->h, .ars = 1, .aks = call->ldh, .B = e + at, .ldb = call->ldl,
-                                .depth = COLUMNS_DEPTH, .room = columns, .C = out + v, .ldc = ldo, .accumulate = update || call->add};
+                                .depth = COLUMNS_DEPTH, .room = columns, .C = out + v, .ldc = ldo, .accumulate = update || call->add,
+                                .blas = call->blas};
         product_rows(&p, 0, H);
     }
     if (!bias) return;
@@ -356,7 +358,7 @@ static size_t softmax_rows_most(const crnn_softmax_args *args)
 static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, double *loss)
 {
     size_t words = args->vocabulary, H = args->hidden, R = args->rows;
-    softmax_call call = {.args = args, .probabilities = probabilities};
+    softmax_call call = {.args = args, .probabilities = probabilities, .blas = crnn_blas_wanted()};
     call.Vp = round_up(words, VW);
     call.ldh = leading(H);
     call.block = next_rows(R, softmax_rows_most(args));
@@ -375,6 +377,7 @@ static crnn_status softmax_run(const crnn_softmax_args *args, T *probabilities, 
     T **pieces[] = {&call.logits, &call.h, &call.factors, &call.tops, &call.bias, &call.bias_sum, &call.parts,
                     &call.rooms, &call.columns};
     enum { PIECES = sizeof pieces / sizeof *pieces };
+    /* None of it wraps around: a block's logits are bounded, and the caller's own h, W and targets are as large as the rest. */
     size_t counts[PIECES] = {call.narrow ? call.block * call.ldl + 4 * VW : call.slabs * call.apart, call.block * call.ldh + 4 * VW,
                              call.block, (size_t)threads * call.room_tops, call.Vp + 4 * VW, call.Vp + 4 * VW,
                              args->dh ? call.slabs * call.block * call.ldh : 0,

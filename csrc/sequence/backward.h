@@ -39,6 +39,7 @@ typedef struct {
     T *blocks;   /* per thread: rows on their way to where they belong */
     size_t ld_block;
     int overlap; /* sums apart from d */
+    int blas;    /* as in run_state, but of this call */
     int64_t *bad; /* per direction and rank: the first row of dy_view that is not finite, or -1 */
 } backward_call;
 
@@ -71,7 +72,7 @@ static void deal_rows_of(const backward_call *call, size_t q, int what, size_t g
  * blocks for itself. */
 static int take_rows_of(const backward_call *call, size_t q, int what, size_t group, int rank, size_t *lo, size_t *hi)
 {
-    size_t most = crnn_blas_wanted() ? CRNN_WHOLE_HAND : what == OF_INPUT ? 32 : PRODUCT_ROWS / GRADIENT_ROWS;
+    size_t most = call->blas ? CRNN_WHOLE_HAND : what == OF_INPUT ? 32 : PRODUCT_ROWS / GRADIENT_ROWS;
     if (!crnn_take(hands_of(call, q, what), call->s->plan.threads, rank, most, lo, hi)) return 0;
     *lo = row_of_item(*lo, group);
     *hi = row_of_item(*hi, group);
@@ -306,7 +307,7 @@ static void input_rows(const backward_call *call, size_t q, const T *d, size_t r
         product_call p = {.N = width, .K = s->H, .A = d + g * s->Hp, .ars = s->ldg, .aks = 1,
                           .B = (const T *)call->stack->weights[q].weight_ih + g * s->H * width, .ldb = width,
                           .depth = LYING_DEPTH, .room = room_of(call, rank), .C = out,
-                          .ldc = ldo, .accumulate = g > 0};
+                          .ldc = ldo, .accumulate = g > 0, .blas = call->blas};
         product_rows(&p, 0, rows);
     }
 }

@@ -225,6 +225,7 @@ static crnn_status forward_halves(const crnn_stack *stack, const crnn_batch *bat
                                   crnn_tape **tape)
 {
     const size_t threads = threads_of_halves(stack, batch);
+    const int blas = crnn_blas_wanted();
     const T *x = args->x_view.sequences ? NULL : args->x;
     T *y = args->y_view.sequences ? NULL : args->y;
     const half_needs needs = {x ? stack->input : 0, y ? stack->hidden : 0, {args->h0, args->c0, args->h_n, args->c_n}};
@@ -247,7 +248,7 @@ static crnn_status forward_halves(const crnn_stack *stack, const crnn_batch *bat
         own->bad = &half[i].bad;
         own->h0 = half[i].states[0], own->c0 = half[i].states[1];
         own->h_n = half[i].states[2], own->c_n = half[i].states[3];
-        work[i].bytes = apart(plan_run(&work[i].plan, stack, &half[i].batch, own, tape != NULL, threads));
+        work[i].bytes = apart(plan_run(&work[i].plan, stack, &half[i].batch, own, tape != NULL, threads, blas));
     }
     const size_t first = work[0].bytes, both = first + work[1].bytes;
     if (first && both > first) block = crnn_allocate(both);
@@ -340,6 +341,7 @@ static crnn_status backward_halves(const crnn_stack *stack, const crnn_batch *ba
     T *dx = args->dx_view.sequences ? NULL : args->dx;
     const half_needs needs = {dy ? stack->hidden : 0, dx ? stack->input : 0, {args->dh_n, args->dc_n, args->dh0, args->dc0}};
     const run_state *run[2] = {first, second};
+    const int blas = crnn_blas_wanted();
     halves_back back;
     half_backward work[2];
     size_t bytes[2];
@@ -362,7 +364,7 @@ static crnn_status backward_halves(const crnn_stack *stack, const crnn_batch *ba
         own->dh_n = half->states[0], own->dc_n = half->states[1];
         own->dh0 = half->states[2], own->dc0 = half->states[3];
         if (i) own->grads = back.grads, own->accumulate = 0;
-        bytes[i] = apart(plan_backward(run[i], stack, own, &work[i].call));
+        bytes[i] = apart(plan_backward(run[i], stack, own, blas, &work[i].call));
     }
     if (bytes[0] && bytes[1] && bytes[0] + bytes[1] > bytes[0]) block = crnn_allocate(bytes[0] + bytes[1]);
     if (!block) {
@@ -412,7 +414,7 @@ static crnn_status kernel_backward(const crnn_stack *stack, const crnn_batch *ba
     const run_state *s = (const run_state *)tape;
     if (tape->other) return backward_halves(stack, batch, s, (const run_state *)tape->other, args);
     backward_call call;
-    const size_t bytes = plan_backward(s, stack, args, &call);
+    const size_t bytes = plan_backward(s, stack, args, crnn_blas_wanted(), &call);
     char *block = bytes ? crnn_allocate(bytes) : NULL;
     if (!block) return CRNN_NOMEM;
     place_backward(&call, block);

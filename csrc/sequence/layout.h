@@ -45,6 +45,7 @@ typedef struct {
     int small;               /* so few rows that packing the weights would cost more than it saves (small.h) */
     int zero_start;          /* no initial state was given */
     int stepping;            /* one step again and again: the two halves of h change places */
+    int blas;                /* does the products over all rows: asked once per call, since the layout follows from it */
     thread_plan plan;
     size_t chunk_rows, c_rows; /* c_rows: from layer to layer */
     int x_late;              /* of the first layer */
@@ -52,7 +53,8 @@ typedef struct {
     _Alignas(CRNN_LINE) int turn; /* stepping: parity of the step; all before stays in the workers' caches */
 } run_state;
 
-/* Bump allocation in two passes over the same code: first to measure (base null), then to hand out. */
+/* Bump allocation in two passes over the same code: first to measure (base null), then to hand out. Bytes and their sum are checked
+ * here, the products that counts are by crnn_forward (countable in dispatch/dispatch.c). */
 typedef struct {
     char *base;
     size_t used;
@@ -214,12 +216,9 @@ static int input_in_rooms(const run_state *s)
 }
 
 /* So few rows and so many weights that packing W_ih for the gradient of the input costs more than it saves, most of all room
- * in the third level (two threads, 512 units: 3 to 8 % of forward and backward). For BLAS it is never packed. */
+ * in the third level (two threads, 512 units: 3 to 8 % of forward and backward). */
 #define LYING_MOST 64
-static int input_lies_back(const run_state *s, size_t input)
-{
-    return (s->R <= LYING_MOST && is_wide(s, input)) || crnn_blas_wanted();
-}
+static int input_lies_back(const run_state *s, size_t input) { return s->R <= LYING_MOST && is_wide(s, input); }
 
 /* Near cores hand over in 0.1 to 0.15 us, far ones in 0.3 to 0.5 (core/threads.c), and all that crosses between them scales
  * with it. */

@@ -33,7 +33,7 @@ static void lay_out(arena *a, run_state *s, const crnn_stack *stack, const crnn_
         run->bias = TAKE(a, T, (size_t)s->shape.slots * s->Hp);
         size_t packed = input_in_rooms(s) ? (size_t)s->plan.threads * 4 * VW : GH;
         run->lying = !onehot && input_lies(s, run->input);
-        run->pack_ih = onehot || run->lying || crnn_blas_wanted() ? NULL : TAKE(a, T, packed * run->input);
+        run->pack_ih = onehot || run->lying || s->blas ? NULL : TAKE(a, T, packed * run->input);
         if (recurrent_lies(s)) continue;
         run->pack_hh = TAKE(a, T, GH * s->H);
         run->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->Hp * s->H) : NULL;
@@ -54,13 +54,13 @@ static void set_lengths(run_state *s)
 static size_t read_width(const crnn_stack *stack) { return stack->onehot ? 0 : stack->input; }
 
 /* Everything but the values and the memory: sizes and threads. halves: threads that share this half of a batch and the other one; 0: it
- * is whole. Bytes that the run needs, 0: too many. */
+ * is whole. blas: what the call has found. Bytes that the run needs, 0: too many. */
 static size_t plan_run(run_state *s, const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep,
-                       size_t halves)
+                       size_t halves, int blas)
 {
     *s = (run_state){.stack = NULL, .shape = shape_of(stack), .B = batch->batch, .steps = batch->steps,
                      .R = (size_t)batch->offsets[batch->steps], .H = stack->hidden, .L = stack->layers,
-                     .D = stack->directions, .offsets = batch->offsets, .keep = keep};
+                     .D = stack->directions, .offsets = batch->offsets, .keep = keep, .blas = blas};
     s->Hp = round_up(s->H, VW);
     s->UV = s->Hp / VW;
     s->ldg = leading((size_t)s->shape.slots * s->Hp);
@@ -101,7 +101,7 @@ static run_state *place_run(const run_state *plan, size_t bytes, char *block, co
 static crnn_status prepare(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep, run_state **out)
 {
     run_state plan;
-    const size_t bytes = plan_run(&plan, stack, batch, args, keep, 0);
+    const size_t bytes = plan_run(&plan, stack, batch, args, keep, 0, crnn_blas_wanted());
     char *block = bytes ? crnn_allocate(bytes) : NULL;
     if (!block) return CRNN_NOMEM;
     *out = place_run(&plan, bytes, block, stack, args);

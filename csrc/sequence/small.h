@@ -1,5 +1,6 @@
-/* A few rows only (a streaming step): the weights are read once, as they lie, by dot products along their rows. Every sum
- * runs over the lanes in the same order, whichever tile it falls in: a row's results do not depend on the other rows. */
+/* A few rows only (a streaming step; few_rows says how many): the weights are read once, as they lie, by dot products along their
+ * rows. Every sum runs over the lanes in the same order, whichever tile it falls in: a row's results do not depend on the other
+ * rows, but for whether there are so many of them that they fill the lanes (simd/turned.h). */
 
 /* The rows that enter a step: x and h, where they are there. */
 typedef struct {

@@ -77,7 +77,8 @@ static void gradients_of_layer(const backward_call *call, size_t q, int rank, cr
         static const int straight[4] = {0, 1, 2, 3};
         const int *hh = s->shape.bias_hh_slot;
         product_call ih = {.N = run->input, .K = s->R, .ars = 1, .aks = s->ldg, .B = run->x, .ldb = run->ldx, .depth = COLUMNS_DEPTH,
-                           .room = room_of(call, rank), .C = grads->weight_ih, .ldc = run->input, .accumulate = add};
+                           .room = room_of(call, rank), .C = grads->weight_ih, .ldc = run->input, .accumulate = add,
+                           .blas = call->blas};
         product_call recurrent = ih;
         recurrent.N = recurrent.ldc = s->H;
         recurrent.B = back->h_prev ? back->h_prev : run->h;
@@ -229,16 +230,17 @@ static void lay_out_back(arena *a, backward_call *call)
         back->dc0 = lstm ? take_rows(a, s->B, s->ldh) : NULL;
         back->pack_hh = recurrent_lies_back(s) && !window ? NULL : TAKE(a, T, rec * s->H * s->Hp);
         back->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->H * s->Hp) : NULL;
-        int packed = (q >= s->D || call->wants_dx) && !input_lies_back(s, s->layers[q].input);
+        int packed = (q >= s->D || call->wants_dx) && !call->blas && !input_lies_back(s, s->layers[q].input);
         back->pack_ih = packed ? TAKE(a, T, (size_t)s->shape.gates * s->H * round_up(s->layers[q].input, VW)) : NULL;
         back->h_prev = s->dense ? NULL : take_rows(a, s->R, s->ldh);
     }
 }
 
 /* What comes before and after backward_work: bytes that it needs (0: too many), which of them is what, and what came out. */
-static size_t plan_backward(const run_state *s, const crnn_stack *stack, const crnn_backward_args *args, backward_call *call)
+static size_t plan_backward(const run_state *s, const crnn_stack *stack, const crnn_backward_args *args, int blas,
+                            backward_call *call)
 {
-    *call = (backward_call){.s = s, .stack = stack, .args = args};
+    *call = (backward_call){.s = s, .stack = stack, .args = args, .blas = blas};
     call->view_ld = even_rows(&args->dy_view, s->B);
     call->wants_dx = !s->ids && (args->dx || args->dx_view.sequences);
     call->overlap = args->truncation == CRNN_CHUNK && args->k2 > args->k1;

@@ -274,6 +274,7 @@ typedef struct {
     T *C;
     size_t ldc;
     int accumulate;
+    int blas; /* as the whole call has it */
 } product_call;
 
 /* One tile of rows from a on; columns past `width` are computed but not written. */
@@ -332,7 +333,7 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
 {
     size_t N = p->N, K = p->K, ldb = p->ldb, block;
     if (m1 <= m0) return;
-    if (crnn_blas_wanted()) {
+    if (p->blas) {
         crnn_blas_gemm(THIS_DTYPE, 'N', p->ars == 1 ? 'T' : 'N', N, m1 - m0, K, p->B, ldb, p->A + m0 * p->ars,
                        p->ars == 1 ? p->aks : p->ars, p->accumulate, p->C + m0 * p->ldc, p->ldc);
         return;

@@ -1,5 +1,6 @@
-/* Vectors in GCC/Clang vector extensions (three intrinsics alone: fused multiply-add, maximum, minimum): one source for every
- * instruction set and both dtypes. The including file defines CRNN_DOUBLE (0 or 1) and CRNN_VBYTES (sizeof(T) for the scalar build). */
+/* Vectors in GCC/Clang vector extensions: one source for every instruction set and both dtypes. Intrinsics only for what these cannot
+ * say, or not in one instruction: fused multiply-add, maximum, minimum, a test for bits, the lower half of a vector.
+ * The including file defines CRNN_DOUBLE (0 or 1) and CRNN_VBYTES (sizeof(T) for the scalar build). */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

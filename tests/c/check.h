@@ -7,11 +7,12 @@
 #include "crnn.h"
 #include <float.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static long checks_passed, checks_failed;
+static atomic_long checks_passed, checks_failed; /* several threads may check at once */
 
 #define CHECK(condition, ...)                                                                                          \
     do {                                                                                                               \
@@ -26,7 +27,7 @@ static long checks_passed, checks_failed;
 
 static inline int finish(const char *name)
 {
-    printf("%s: %ld checks passed, %ld failed\n", name, checks_passed, checks_failed);
+    printf("%s: %ld checks passed, %ld failed\n", name, (long)checks_passed, (long)checks_failed);
     return checks_failed != 0;
 }
 

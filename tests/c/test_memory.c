@@ -140,11 +140,33 @@ static void sweep(const char *isa, crnn_dtype dtype)
     }
 }
 
+/* Sizes whose products wrap around, some to next to nothing: refused before a weight is looked at. */
+static void uncountable(void)
+{
+    const size_t most = (size_t)1 << 62, root = (size_t)1 << 31; /* input, hidden, layers, batch */
+    const size_t sizes[][4] = {{most, 1, 1, 1}, {1, most, 1, 1}, {SIZE_MAX, 1, 1, 1}, {1, SIZE_MAX, 1, 1}, {root, root, 1, 1},
+                               {1, 1, most, 1}, {1, root, 1, root}, {1, root, root, 1}, {1, 1, 1, most}};
+    const int64_t offsets[] = {0, 1};
+    crnn_weights weights = {0};
+    crnn_stepper *stepper = NULL;
+    allocations = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        crnn_stack stack = {.cell = CRNN_LSTM, .input = sizes[i][0], .hidden = sizes[i][1], .layers = sizes[i][2], .directions = 1,
+                            .weights = &weights};
+        crnn_status status = crnn_forward(&stack, &(crnn_batch){sizes[i][3], 1, offsets}, &(crnn_forward_args){0}, NULL);
+        CHECK(status == CRNN_NOMEM, "forward returned %d for sizes %zu that cannot be counted", (int)status, i);
+        status = crnn_stepper_new(&stack, sizes[i][3], &stepper);
+        CHECK(status == (sizes[i][3] == most ? CRNN_UNSUPPORTED : CRNN_NOMEM) && !stepper, "a stepper: %d for sizes %zu", (int)status, i);
+    }
+    CHECK(allocations == 0, "%ld allocations for sizes that cannot be counted", allocations);
+}
+
 int main(void)
 {
     announce_isas();
     crnn_set_allocator(counting_allocate, counting_release);
     on_every_isa(sweep);
+    uncountable();
     crnn_set_allocator(NULL, NULL);
     const char *active = crnn_isa_active();
     CHECK(crnn_isa_set("no such set") == CRNN_UNSUPPORTED, "an unknown instruction set was accepted");
