@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import re
 import types
@@ -42,22 +41,10 @@ def test_relative_links_lead_somewhere(page):
             assert anchor in anchors, f"{page.name} links to {target}; there are {sorted(anchors)}"
 
 
-COMMENTS = [
-    "I think this is the best thing ever. Thanks for sharing!",
-    "No, it isn't. Have you read the article, or only the title?",
-    "The article says that it was written by a machine. That explains a lot.",
-    "Well... you could say that. I like it anyway, and I think you should too.",
-    "Thanks, I had no idea. Is there more of this somewhere?",
-]
-
-
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in text_of(p)], ids=lambda page: page.name)
 def test_python_examples_run(page, tmp_path, monkeypatch, threads):
-    """All blocks of a page in order in one session, beside a file comments.csv."""
+    """All blocks of a page in order in one session, in an empty folder: a reader has nothing else."""
     monkeypatch.chdir(tmp_path)
-    with open("comments.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([["body"], *([comment] for comment in 4 * COMMENTS)])
     session: dict[str, object] = {}
     for block in re.findall(r"^```python\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL):
         exec(compile(block, str(page), "exec"), session)
