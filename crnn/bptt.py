@@ -143,6 +143,8 @@ def schedule(truncation: Truncation | None, bidirectional: bool) -> tuple[int, i
     ValueError
         Anything but `Full` in a bidirectional layer.
     """
+    if truncation is None:
+        return FULL.schedule
     scheme = resolve(truncation)
     if bidirectional and not isinstance(scheme, Full):
         raise ValueError(

@@ -7,6 +7,7 @@ through an embedding. The output layer is softmax(V h + b). All parameters live 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -173,8 +174,8 @@ class LanguageModel(WordNetwork):
         return self.configuration.vocabulary_size
 
     def __reduce__(self) -> Any:
-        others = {name: value for name, value in vars(self).items() if name not in self._own}
-        return _restore, (type(self), self.configuration, self.vocabulary, self.rng, self.parameters), others
+        made = (type(self), self.configuration, self.vocabulary, self.rng, self.parameters)
+        return _restore, made, self._others() or None
 
     def __copy__(self) -> Self:
         return self.copy()
@@ -183,8 +184,12 @@ class LanguageModel(WordNetwork):
         """A model of its own with the same weights, in another dtype if wanted; its rng starts from the same state."""
         c = self.configuration if dtype is None else dataclasses.replace(self.configuration, dtype=_dtype_name(dtype))
         twin = _restore(type(self), c, self.vocabulary, _copied(self.rng), self.parameters)
-        twin.__dict__.update((name, value) for name, value in vars(self).items() if name not in self._own)
+        twin.__dict__.update(self._others())
         return twin
+
+    def _others(self) -> dict[str, Any]:
+        """Attributes that a user has set."""
+        return {name: value for name, value in vars(self).items() if name not in _own_attributes()}
 
     def probabilities(self, ids: ArrayLike) -> Array:
         """The softmax outputs after each word of one sequence.
@@ -358,6 +363,11 @@ def _copied(rng: np.random.Generator) -> np.random.Generator:
     twin = np.random.Generator(type(rng.bit_generator)())
     twin.bit_generator.state = rng.bit_generator.state
     return twin
+
+
+@functools.cache
+def _own_attributes() -> frozenset[str]:
+    return frozenset(vars(LanguageModel(4, "rnn", 1)))  # every model has the same
 
 
 _Model = TypeVar("_Model", bound="LanguageModel")

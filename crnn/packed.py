@@ -311,16 +311,14 @@ def _side_by_side(sequences: list[np.ndarray]) -> list[np.ndarray]:
 
 # Of small geometries the last 256 of each kind are remembered. Making a larger one takes 3 to 20 us, which its call
 # does not feel, and would keep its memory for good.
-_SMALL = 8192
-
-
-def _is_small(batch: int, steps: int) -> bool:
-    return (batch + 1) * (steps + 1) <= _SMALL
+_SMALL = 8192  # (sequences + 1) * (steps + 1): few of both, and few rows
 
 
 def dense(batch: int, steps: int) -> Packed:
     """The geometry of `batch` sequences of `steps` steps each."""
-    return _remembered(batch, steps) if _is_small(batch, steps) else Packed(np.full(batch, steps, np.int64))
+    if (batch + 1) * (steps + 1) > _SMALL:
+        return Packed(np.full(batch, steps, np.int64))
+    return _remembered(batch, steps)
 
 
 @functools.lru_cache(maxsize=256)
@@ -372,7 +370,7 @@ def read_form(x: Any, lengths: Any = None) -> Batch:
     if len(shape) == 2:
         if lengths is None:
             steps = shape[0]
-            return _single(steps) if _is_small(1, steps) else Batch(dense(1, steps), "single", steps)
+            return _single(steps) if 2 * (steps + 1) <= _SMALL else Batch(dense(1, steps), "single", steps)
         return Batch(Packed(_read_lengths(lengths, 1, shape[0])), "single", shape[0])
     if len(shape) != 3:
         raise ValueError(
@@ -381,7 +379,9 @@ def read_form(x: Any, lengths: Any = None) -> Batch:
         )
     if lengths is None:
         batch, steps = shape[0], shape[1]
-        return _dense_batch(batch, steps) if _is_small(batch, steps) else Batch(dense(batch, steps), "padded", steps)
+        if (batch + 1) * (steps + 1) <= _SMALL:
+            return _dense_batch(batch, steps)
+        return Batch(dense(batch, steps), "padded", steps)
     return Batch(Packed(_read_lengths(lengths, shape[0], shape[1])), "padded", shape[1])
 
 

@@ -167,7 +167,6 @@ class Recurrent:
             reset_after=self._reset_after,
             z_state=self._z_weighs == "state",
         )
-        self._own = frozenset((*vars(self), "_own"))
 
     def _tensors(self) -> list[tuple[str, tuple[int, ...] | None]]:
         return list(
@@ -462,7 +461,8 @@ class Recurrent:
         return copy.deepcopy(self)  # its own generator too: masks drawn here change nothing there
 
     def __reduce__(self) -> Any:
-        others = {name: value for name, value in vars(self).items() if name not in self._own}
+        own = vars(_restore(type(self), self.config(), self._params, self._rng))
+        others = {name: value for name, value in vars(self).items() if name not in own}
         return _restore, (type(self), self.config(), self._params.copy(), self._rng), others or None
 
 

@@ -151,7 +151,6 @@ class WordNetwork:
         # The gradient row of a token: of all gates' pre-activations, or of the embedded word.
         self._row_width = len(self._cell.gates) * c.hidden_size if c.onehot else c.input_size
         self._fused: _Fused | None = None
-        self._own = frozenset((*vars(self), "_own"))
 
     def initialise(self, rng: np.random.Generator | int | None = None, scale: float | None = None) -> None:
         """Draw all parameters anew.
