@@ -123,8 +123,9 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> LanguageModel:
     >>> crnn.load("model.safetensors")
     LanguageModel(9 words one-hot, lstm 1 x 5, float32, 374 parameters)
     """
-    with open(path, "rb"):  # a missing or forbidden file is an OSError, not a damaged model
-        pass
+    with open(path, "rb") as stream:  # a missing or forbidden file is an OSError, not a damaged model
+        if not stream.seekable():
+            raise OSError(f"{os.fspath(path)}: a pipe or a device, but a model is read from a file")
     from safetensors import SafetensorError, safe_open
 
     name = os.fspath(path)

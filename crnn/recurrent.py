@@ -13,6 +13,7 @@ import numpy as np
 
 from crnn import _kernels, cells, config
 from crnn.arguments import as_generator, choice, flag, number, whole_number
+from crnn.dropout import draw_mask
 from crnn.packed import Batch, Packed, as_real, dense, finite, read_form
 from crnn.parameters import Parameters, Spec
 from crnn.runs import Run, State
@@ -401,9 +402,7 @@ class Recurrent:
 
     def _masks(self, rows: int, rng: np.random.Generator) -> np.ndarray:
         """Inverted dropout between layers: (layers-1, rows, directions*H) of 0 and 1/(1-p)."""
-        shape = (self.num_layers - 1, rows, self.output_size)
-        keep = rng.random(shape, np.float32) >= self.dropout  # float32 draws for both dtypes: the same masks
-        return keep * self.dtype.type(1.0 / (1.0 - self.dropout))
+        return draw_mask(rng, self.dropout, (self.num_layers - 1, rows, self.output_size), self.dtype)
 
     def _read_state(self, state: Any, geometry: Packed, name: str) -> _States:
         """The caller's state (or a gradient of it), checked, as the kernels want it: sorted (h, c)."""

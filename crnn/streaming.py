@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import os
 import zipfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -125,10 +126,6 @@ class _Stream(_kernels.Steps):
         for part in self._stepper.entering:
             part[:, chosen] = 0
 
-    def _copy_state(self, other: _Stream) -> None:
-        for own, theirs in zip(self._stepper.entering, other._stepper.entering):
-            own[...] = theirs
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the states (not the weights) to an `.npz` file, atomically.
 
@@ -161,6 +158,24 @@ class _Stream(_kernels.Steps):
         if names != sorted(wanted):
             raise ValueError(f"path: {os.fspath(path)} holds {names}, wanted the states {wanted}")
         self.state = tuple(parts) if self._has_c else parts[0]
+
+    # -------------------------------------------------------------------------------------------------------- copies
+
+    @property
+    def _owner(self) -> Any:
+        """The layer or the model."""
+        raise NotImplementedError
+
+    def copy(self) -> Self:
+        """A stream over the same weights with states of its own, equal to this one's now."""
+        twin: Self = _restored(type(self), self._owner, self.batch, self._stepper.entering)
+        return twin
+
+    __copy__ = copy
+
+    def __reduce__(self) -> Any:
+        """For pickle and deepcopy, which copy the layer or the model as well."""
+        return _restored, (type(self), self._owner, self.batch, tuple(part.copy() for part in self._stepper.entering))
 
 
 class LayerStream(_Stream):
@@ -224,13 +239,9 @@ class LayerStream(_Stream):
             raise ValueError(f"x: got shape {array.shape}, wanted (rows, features) = {wanted}{other}")
         return np.require(rows, requirements=["C", "A"])
 
-    def copy(self) -> Self:
-        """A stream over the same weights with states of its own, equal to this one's now."""
-        twin = type(self)(self.layer, self.batch)
-        twin._copy_state(self)
-        return twin
-
-    __copy__ = copy
+    @property
+    def _owner(self) -> Any:
+        return self.layer
 
     def __repr__(self) -> str:
         return f"LayerStream({self.layer!r}, batch={self.batch})"
@@ -317,13 +328,9 @@ class ModelStream(_Stream):
             raise ValueError(f"ids: got {int(wrong[0])}, which is outside the vocabulary of {size} words")
         return own
 
-    def copy(self) -> Self:
-        """A stream over the same weights with states of its own, equal to this one's now."""
-        twin = type(self)(self.model, self.batch)
-        twin._copy_state(self)
-        return twin
-
-    __copy__ = copy
+    @property
+    def _owner(self) -> Any:
+        return self.model
 
     def __repr__(self) -> str:
         return f"ModelStream({self.model!r}, batch={self.batch})"
@@ -334,6 +341,14 @@ def _stepped(stepper: _kernels.Stepper, x: Array) -> Array:
     y = stepper.step(x)
     assert y is not None
     return y
+
+
+def _restored(kind: Any, owner: Any, batch: int, states: Sequence[Array]) -> Any:
+    """Either kind of stream over its layer or model, with these states."""
+    stream = kind(owner, batch)
+    for own, theirs in zip(stream._stepper.entering, states):
+        own[...] = theirs
+    return stream
 
 
 def _row_count(batch: object) -> int:

@@ -19,6 +19,7 @@ from . import _kernels, config
 from .arguments import as_generator
 from .bptt import Truncation, resolve
 from .cells import CELLS, initialise, kernel_name, tensors
+from .dropout import draw_mask
 from .model_configuration import Configuration
 from .packed import Packed, dense
 from .parameters import Parameters, Spec
@@ -370,8 +371,7 @@ class WordNetwork:
         c = self.configuration
 
         def mask(*shape: int) -> Array:
-            kept = self.rng.random(shape, np.float32) >= c.dropout  # float32 draws: the same masks in both dtypes
-            return kept * self.dtype.type(1.0 / (1.0 - c.dropout))
+            return draw_mask(self.rng, c.dropout, shape, self.dtype)
 
         return _Masks(
             None if c.onehot else mask(rows, c.input_size),

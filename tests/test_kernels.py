@@ -217,10 +217,6 @@ def test_rows_and_columns(dtype, width, isa, rng):
     out = np.full((5, width), 7.0, dtype)
     _kernels.take_rows(np.ascontiguousarray(table), ids, out)
     np.testing.assert_array_equal(out, table[ids])
-    put = np.zeros((9, width), dtype)
-    _kernels.put_rows(out[:3], np.array([4, 1, 7], np.int64), put)
-    np.testing.assert_array_equal(put[[4, 1, 7]], out[:3])
-    assert not put[[0, 2, 3, 5, 6, 8]].any()
     _kernels.take_columns(table, ids % width, columns := np.full((5, 9), 7.0, dtype))
     np.testing.assert_array_equal(columns, table[:, ids % width].T)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import pickle
 import tracemalloc
@@ -518,18 +517,3 @@ def test_ids_that_change_meanwhile_cannot_lead_the_kernels_astray() -> None:
     ids[:] = 1 << 40
     assert checked.tolist() == [1, 2, 3]
     assert not np.shares_memory(checked, ids)
-
-
-class Tagged(crnn.LanguageModel):
-    """A user's subclass."""
-
-
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), Tagged.copy])
-def test_copies_keep_class_and_attributes_and_draw_on_their_own(duplicate) -> None:
-    model = Tagged(7, "gru", 4, 2, dropout=0.5, rng=0)
-    model.note = ["mine"]  # type: ignore[attr-defined]
-    twin = duplicate(model)
-    assert type(twin) is Tagged
-    assert twin.note == ["mine"]
-    assert twin.rng is not model.rng
-    assert twin.rng.random() == model.rng.random()

@@ -239,19 +239,6 @@ def test_public_names_load_on_demand():
         crnn.Transformer  # noqa: B018
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_copies_keep_class_and_attributes_and_draw_on_their_own(duplicate):
-    class_ = type(make("gru"))
-    layer = class_(3, 4, 2, dropout=0.5, rng=0)
-    layer.note = ["mine"]
-    twin = duplicate(layer)
-    assert type(twin) is class_
-    assert twin.note == ["mine"]
-    x = np.ones((2, 5, 3), np.float32)
-    first, second = layer.forward(x).output, twin.forward(x).output
-    np.testing.assert_array_equal(first, second)
-
-
 @pytest.mark.parametrize("kind", ["rnn", "gru"])
 def test_a_pair_of_states_is_refused_by_a_step_as_by_a_call(kind):
     layer = make(kind)

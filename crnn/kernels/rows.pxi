@@ -51,40 +51,26 @@ def arrange(lengths):
     return offsets, order, places, in_order
 
 
-cdef int copy_rows(src, index, out, bint scatter) except -1:
-    cdef Py_ssize_t item, rows, width, r, most
+def take_rows(src, index, out):
+    """out[r] = src[index[r]]"""
+    cdef Py_ssize_t rows = index.shape[0], width, r, most
     cdef const int64_t *at
     cdef char *to
     cdef const char *origin
     cdef int typenum = cnp.PyArray_TYPE(<cnp.ndarray?>src)
     if src.ndim != 2 or (<cnp.ndarray?>out).ndim != 2 or src.shape[1] != out.shape[1]:
         raise ValueError("src, out: wanted two matrices with rows of equal width")
-    rows, width, item = index.shape[0], src.shape[1], cnp.PyArray_ITEMSIZE(<cnp.ndarray>src)
     origin = <const char *>real(src, typenum, cnp.PyArray_SIZE(<cnp.ndarray>src), "src", False)
     to = <char *>real(out, typenum, cnp.PyArray_SIZE(<cnp.ndarray>out), "out", True)
     at = integers(index, rows, "index")
-    most = out.shape[0] if scatter else src.shape[0]
-    if rows != (src.shape[0] if scatter else out.shape[0]):
-        raise ValueError(f"index: got {rows} entries for {src.shape[0] if scatter else out.shape[0]} rows")
-    width *= item
+    most = src.shape[0]
+    if rows != out.shape[0]:
+        raise ValueError(f"index: got {rows} entries for {out.shape[0]} rows")
+    width = src.shape[1] * cnp.PyArray_ITEMSIZE(<cnp.ndarray>src)
     for r in range(rows):
         if at[r] < 0 or at[r] >= most:
             raise ValueError(f"index: row {at[r]} at {r} is outside 0..{most - 1}")
-        if scatter:
-            memcpy(to + at[r] * width, origin + r * width, <size_t>width)
-        else:
-            memcpy(to + r * width, origin + at[r] * width, <size_t>width)
-    return 0
-
-
-def take_rows(src, index, out):
-    """out[r] = src[index[r]]"""
-    copy_rows(src, index, out, False)
-
-
-def put_rows(src, index, out):
-    """out[index[r]] = src[r]"""
-    copy_rows(src, index, out, True)
+        memcpy(to + r * width, origin + at[r] * width, <size_t>width)
 
 
 cdef int add(dst, ids, rows, double alpha, bint columns) except -1:
