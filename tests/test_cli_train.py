@@ -261,7 +261,6 @@ def test_split():
         (["FILE", "--valid-fraction", "0", "--keep-best"], "--keep-best: there is no validation text"),
         (["FILE", "--valid-fraction", "0", "--patience", "2"], "--patience: there is no validation text"),
         (["FILE", "--cosine", "--schedule", "constant"], "--cosine and --schedule"),
-        (["FILE", "--plot", "curve.foo"], "--plot: got curve.foo, wanted a name that ends in .png"),
         (["FILE", "--out", "m.x", "--log", "m.x"], "--log: m.x is the file of --out too"),
         (["FILE", "--out", os.devnull], f"--out: {os.devnull} is a device or a pipe"),
         (["--resume", "nowhere"], "there is no checkpoint here"),
@@ -447,6 +446,13 @@ def test_a_run_that_breaks_off_leaves_its_model(capsys, comments, monkeypatch):
     assert "note: training broke off after step" in error
     assert "the model is saved in m.safetensors" in error
     assert crnn.load("m.safetensors").vocabulary is not None
+
+
+def test_a_picture_of_no_known_kind_is_refused_before_training(capsys, comments, tmp_path):
+    pytest.importorskip("matplotlib")
+    message = "--plot: got curve.foo, wanted a name that ends in .png"
+    assert message in fails(capsys, "train", "--quiet", comments, "--plot", "curve.foo")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("option", ["--out", "--log"])
