@@ -29,8 +29,8 @@ class TrainingDiverged(ArithmeticError):
 def fault_of_weights(trainer: Trainer, batch: TokenBatch | None) -> str:
     """What is wrong with the weights after an update whose loss nobody has computed yet, or "".
 
-    All must be finite, and so must their loss on `batch`, the last one trained on: a large rate leaves weights that
-    are finite and overflow when they are used.
+    All must be finite, and so must their loss on `batch`, the last one trained on, where nothing else is evaluated: a
+    large rate leaves weights that are finite and overflow when they are used.
     """
     flat = trainer.model.parameters.flat
     for extreme in (flat.min(), flat.max()):  # both are NaN where a weight is, and neither needs an array of flags

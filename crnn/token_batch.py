@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .packed import Packed
 
-__all__ = ["EVALUATION_ROWS", "Ids", "TokenBatch", "as_ids", "of_like_length"]
+__all__ = ["EVALUATION_ROWS", "Ids", "TokenBatch", "as_ids", "given_and_own", "of_like_length"]
 
 Ids = NDArray[np.int64]
 
@@ -102,6 +102,30 @@ class TokenBatch:
         return f"TokenBatch({self.sequences} sequences, {self.tokens} tokens{', carried' if self.carry else ''})"
 
 
+def given_and_own(values: Any, name: str) -> tuple[NDArray[Any], Ids]:
+    """One sequence of whole numbers: the caller's array, for messages, and a copy as int64.
+
+    The copy is what is to be checked, because the kernels index with it and nobody else can write it; a uint64 beyond
+    int64 is negative there.
+
+    Raises
+    ------
+    TypeError
+        Ids that are not integers.
+    ValueError
+        Not one-dimensional.
+    """
+    try:
+        given = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: not one sequence of ids ({error})") from None
+    if given.ndim != 1:
+        raise ValueError(f"{name}: got an array of shape {given.shape}, wanted one sequence of ids")
+    if given.size and given.dtype.kind not in "iu":
+        raise TypeError(f"{name}: got {given.dtype}, wanted integer ids (Vocabulary.encode makes them from words)")
+    return given, np.array(given, np.int64)
+
+
 def as_ids(values: Any, name: str) -> Ids:
     """One sequence of ids, none negative, as an array of its own that cannot be written: (T,) int64.
 
@@ -112,15 +136,7 @@ def as_ids(values: Any, name: str) -> Ids:
     ValueError
         Not one-dimensional, or a negative id.
     """
-    try:
-        given = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{name}: not one sequence of ids ({error})") from None
-    if given.ndim != 1:
-        raise ValueError(f"{name}: got an array of shape {given.shape}, wanted one dimension of ids")
-    if given.size and given.dtype.kind not in "iu":
-        raise TypeError(f"{name}: got {given.dtype}, wanted integer ids")
-    ids = np.array(given, np.int64)  # a copy, looked at instead of the caller's; beyond int64 it turns negative
+    given, ids = given_and_own(values, name)
     if ids.size and ids.min() < 0:
         at = int(ids.argmin())
         raise ValueError(f"{name}: got the id {int(given[at])}, wanted ids from 0 on, below 2**63")

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from . import _kernels
 from .packed import dense
-from .token_batch import Ids, TokenBatch, of_like_length
+from .token_batch import Ids, TokenBatch, given_and_own, of_like_length
 
 __all__ = ["as_sequences", "check_batch", "in_batches", "one_batch", "read_ids", "read_pairs"]
 
@@ -25,21 +25,12 @@ def read_ids(values: ArrayLike, words: int, name: str) -> Ids:
     ValueError
         Not one-dimensional, empty, or an id outside the vocabulary: names the id, its position and the size.
     """
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{name}: not one sequence of ids ({error})") from None
-    if array.ndim != 1:
-        raise ValueError(f"{name}: got an array of shape {array.shape}, wanted one sequence of ids")
-    if array.size == 0:
+    given, ids = given_and_own(values, name)
+    if ids.size == 0:
         raise ValueError(f"{name}: got an empty sequence, wanted at least one id")
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: got {array.dtype}, wanted integer ids (Vocabulary.encode makes them from words)")
-    # A copy: what is checked is what the kernels index with. A uint64 beyond int64 turns negative, and is refused.
-    ids = np.array(array, np.int64)
     at = _kernels.first_outside(ids, words)
     if at >= 0:
-        raise ValueError(f"{name}: {_outside(int(array[at]), words)} at position {at}")
+        raise ValueError(f"{name}: {_outside(int(given[at]), words)} at position {at}")
     return ids
 
 

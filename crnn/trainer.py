@@ -384,7 +384,7 @@ class Trainer:
 
     def _finish_epoch(self, whole: bool) -> None:
         """Evaluate, record and tell. The record of an epoch cut short by a limit does not count as an epoch done."""
-        fault = fault_of_weights(self, self._last_batch)
+        fault = fault_of_weights(self, self._last_batch if self.valid is None else None)  # else an evaluation says
         if fault:
             raise self._diverged(fault)
         due = self.epoch % self.evaluate_every == 0 or self.epoch == self.epochs or not whole
