@@ -14,6 +14,7 @@ from grid import KINDS, Case, Problem, identical, layer_of, library, parts, prob
 from test_kernels import run, stack_of
 
 import crnn
+from crnn import _kernels
 from crnn.packed import Packed
 
 RAGGED = (*(2 + 5 * i % 13 for i in range(36)), 0, 0)
@@ -167,3 +168,27 @@ def test_what_goes_in_halves_is_a_matter_of_shapes(threads):
     with pytest.raises(ValueError, match="offsets"):
         stack.in_halves(dense.offsets.astype(float), 20, False, True)
     assert not stack.in_halves(np.zeros(1, np.int64), 0, False, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "hidden", "lengths"),
+    [
+        ("RNN", 800, 8, (2,) * 8),  # a half of eight rows is a small call
+        ("LSTM", 1200, 8, (2, 2, 2, 2, 2, 1, 1, 1)),
+        ("RNN", 4096, 70, (30,) * 10),  # a half of 150 rows reads W_ih as it lies, all 300 pack it
+        ("GRU", 2048, 26, tuple(range(9, 21)) * 2),  # one of 128 and less, likewise
+    ],
+)
+def test_inference_has_the_bits_of_training_whether_halved_or_not(kind, inputs, hidden, lengths, threads, rng):
+    """Whether inference pays in halves depends on how far apart the threads are, which may not change a bit."""
+    layer = getattr(crnn, kind)(inputs, hidden, rng=1)
+    x = [rng.standard_normal((n, inputs)).astype("float32") for n in lengths]
+    threads(1)
+    expected = layer.forward(x).output
+    for count in (1, 2, 4):
+        threads(count)
+        for seconds in (1e-7, 0.25):
+            _kernels.assume_handover(seconds)
+            found, _ = layer(x)
+            for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+                assert one.tobytes() == other.tobytes(), f"{count} threads, {seconds} s apart, sequence {i}"

@@ -380,22 +380,44 @@ static crnn_status backward_halves(const crnn_stack *stack, const crnn_batch *ba
     return CRNN_OK;
 }
 
-/* Results of inference are the same either way. */
-static int pays_in_halves(const crnn_stack *stack, const crnn_batch *batch, int keep)
+/* How `sequences` sequences of `rows` rows read their weights, on which the order of sums depends. */
+static int reading_of_rows(const crnn_stack *stack, size_t sequences, size_t steps, size_t rows)
 {
-    return keep || threads_of_halves(stack, batch) > 1;
+    const run_state s = {.shape = shape_of(stack), .B = sequences, .steps = steps, .R = rows, .H = stack->hidden};
+    return runs_small(&s, stack->input + s.H) | input_lies(&s, stack->input) << 1 | input_lies(&s, s.H) << 2 | recurrent_lies(&s) << 3;
+}
+
+/* Whether a batch and its halves do, so that the results of inference are the same either way. */
+static int halves_read_alike(const crnn_stack *stack, const crnn_batch *batch, size_t middle)
+{
+    size_t rows = 0, second = 0;
+    for (size_t t = 0; t < batch->steps; t++) {
+        const size_t n = (size_t)(batch->offsets[t + 1] - batch->offsets[t]);
+        rows += n < middle ? n : middle;
+        second += n > middle;
+    }
+    const size_t all = (size_t)batch->offsets[batch->steps], B = batch->batch;
+    const int whole = reading_of_rows(stack, B, batch->steps, all);
+    return reading_of_rows(stack, middle, batch->steps, rows) == whole && reading_of_rows(stack, B - middle, second, all - rows) == whole;
+}
+
+/* What inference does may depend on how many threads there are, and on how far apart, as long as its bits do not. */
+static int pays_in_halves(const crnn_stack *stack, const crnn_batch *batch, size_t middle, int keep)
+{
+    return keep || threads_of_halves(stack, batch) > 1 || !halves_read_alike(stack, batch, middle);
 }
 
 static int kernel_in_halves(const crnn_stack *stack, const crnn_batch *batch, int masked, int keep)
 {
-    return first_half(stack, batch, masked) && pays_in_halves(stack, batch, keep);
+    const size_t middle = first_half(stack, batch, masked);
+    return middle && pays_in_halves(stack, batch, middle, keep);
 }
 
 static crnn_status kernel_forward(const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args,
                                   crnn_tape **tape)
 {
     const size_t middle = first_half(stack, batch, args->masks != NULL);
-    if (middle && pays_in_halves(stack, batch, tape != NULL)) return forward_halves(stack, batch, args, middle, tape);
+    if (middle && pays_in_halves(stack, batch, middle, tape != NULL)) return forward_halves(stack, batch, args, middle, tape);
     run_state *s;
     forward_call call;
     crnn_status status = prepare(stack, batch, args, tape != NULL, &s);

@@ -58,7 +58,7 @@ static size_t read_width(const crnn_stack *stack) { return stack->onehot ? 0 : s
 static size_t plan_run(run_state *s, const crnn_stack *stack, const crnn_batch *batch, const crnn_forward_args *args, int keep,
                        size_t halves, int blas)
 {
-    *s = (run_state){.stack = NULL, .shape = shape_of(stack), .B = batch->batch, .steps = batch->steps,
+    *s = (run_state){.shape = shape_of(stack), .B = batch->batch, .steps = batch->steps,
                      .R = (size_t)batch->offsets[batch->steps], .H = stack->hidden, .L = stack->layers,
                      .D = stack->directions, .offsets = batch->offsets, .keep = keep, .blas = blas};
     s->Hp = round_up(s->H, VW);
@@ -67,8 +67,7 @@ static size_t plan_run(run_state *s, const crnn_stack *stack, const crnn_batch *
     s->ldh = leading(s->Hp);
     s->dense = s->R == s->B * s->steps;
     s->keep_gates = keep && s->shape.slots > 1; /* an RNN's gradient needs its states only */
-    /* Several steps of a wide layer read W_ih once for all, not once per step: up to a third faster. */
-    s->small = few_rows(s->R, s->steps, read_width(stack) + s->H) && (s->steps == 1 || !is_wide(s, s->H));
+    s->small = runs_small(s, read_width(stack) + s->H);
     s->zero_start = args->h0 == NULL;
     s->plan = halves ? plan_half(s, read_width(stack), halves) : choose_threads(s, read_width(stack));
     s->chunk_rows = 262144 / (s->ldg * sizeof(T));
