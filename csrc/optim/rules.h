@@ -3,6 +3,7 @@
  * so both give the same numbers. */
 typedef struct {
     T rate, a, b, eps, decay, bias1, bias2; /* adam: bias1 = rate / (1 - a^step), bias2 = 1 / sqrt(1 - b^step) */
+    T not_a, not_b;                         /* 1 - a and 1 - b, taken in double: near 1, a float has lost their digits */
 } rule_numbers;
 
 #define RULE_ROW(name, BODY)                                                                            \
@@ -23,9 +24,9 @@ typedef struct {
 RULE_ROW(sgd, p[i] -= q->rate * g;)
 RULE_ROW(momentum, s1[i] = q->a * s1[i] + g; p[i] -= q->rate * s1[i];)
 RULE_ROW(adagrad, s1[i] += g * g; p[i] -= q->rate * g / (ROOT(s1[i]) + q->eps);)
-RULE_ROW(rmsprop, s1[i] = q->a * s1[i] + ((T)1 - q->a) * g * g; p[i] -= q->rate * g / (ROOT(s1[i]) + q->eps);)
-RULE_ROW(adam, p[i] *= q->decay; s1[i] = q->a * s1[i] + ((T)1 - q->a) * g;
-         s2[i] = q->b * s2[i] + ((T)1 - q->b) * g * g;
+RULE_ROW(rmsprop, s1[i] = q->a * s1[i] + q->not_a * g * g; p[i] -= q->rate * g / (ROOT(s1[i]) + q->eps);)
+RULE_ROW(adam, p[i] *= q->decay; s1[i] = q->a * s1[i] + q->not_a * g;
+         s2[i] = q->b * s2[i] + q->not_b * g * g;
          p[i] -= q->bias1 * s1[i] / (ROOT(s2[i]) * q->bias2 + q->eps);)
 
 typedef void (*rule_row)(T *restrict, T *restrict, T *restrict, const T *restrict, size_t, const rule_numbers *);
@@ -65,6 +66,7 @@ static void kernel_update(const crnn_update_args *args)
     static const rule_row rules[] = {row_sgd, row_momentum, row_adagrad, row_rmsprop, row_adam};
     rule_numbers q = {.rate = (T)args->rate, .a = (T)args->a, .b = (T)args->b, .eps = (T)args->eps};
     q.decay = (T)(1.0 - args->rate * args->decay);
+    q.not_a = (T)(1.0 - args->a), q.not_b = (T)(1.0 - args->b);
     if (args->rule == CRNN_ADAM) {
         q.bias1 = (T)(args->rate / (1.0 - pow(args->a, (double)args->step)));
         q.bias2 = (T)(1.0 / sqrt(1.0 - pow(args->b, (double)args->step)));
