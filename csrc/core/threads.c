@@ -6,9 +6,13 @@
 #include "internal.h"
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <time.h>
 #include <unistd.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 #define SPIN_ROUNDS 2000 /* some 30 us of waiting before a clock is looked at, or a barrier gives the core away */
 
@@ -33,6 +37,7 @@ static struct {
     int size;
     int staying;                 /* workers that are still wanted after this job */
     int crowded;                 /* the caller's processor, if a worker may have been put there too, else -1 */
+    unsigned long rounding;      /* how the caller rounds and flushes: workers do the same */
     atomic_uint ticket;          /* rises with every job */
     OWN_LINE atomic_uint done;   /* rises with every worker that has finished one; the caller only reads it */
     crnn_team team, halves[2];
@@ -48,7 +53,8 @@ static struct {
 #define ALONE_CALLS 4
 static int bad_calls, alone_level;
 static double alone_until;
-static _Thread_local double waited; /* seconds, beyond the first moments of each wait */
+static double waited; /* seconds, beyond the first moments of each wait */
+static pthread_t owner;
 
 static unsigned first_ticket[CRNN_MAX_THREADS];
 static atomic_flag busy = ATOMIC_FLAG_INIT;
@@ -103,7 +109,32 @@ void crnn_barrier(crnn_team *team)
     }
     double since = 0;
     for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) wait_a_little(spins, &since);
-    if (since > 0) waited += crnn_seconds() - since;
+    if (since > 0 && pthread_equal(pthread_self(), owner)) waited += crnn_seconds() - since;
+}
+
+/* The bits that say how the processor rounds, and whether it flushes the smallest numbers to zero. A program may set them for its
+ * own thread; if workers kept theirs, bits would depend on the number of threads. */
+static unsigned long rounding_mode(void)
+{
+#if defined(__SSE__)
+    return _mm_getcsr() & 0xffc0u; /* without the flags of what has happened */
+#elif defined(__aarch64__)
+    unsigned long mode;
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+#else
+    return 0;
+#endif
+}
+
+static void set_rounding_mode(unsigned long mode)
+{
+    if (mode == rounding_mode()) return;
+#if defined(__SSE__)
+    _mm_setcsr((unsigned)mode);
+#elif defined(__aarch64__)
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(mode));
+#endif
 }
 
 /* A worker that waits for a job spins for PATIENCE, then sleeps. Waking it takes the caller 50 us, as much as many a job;
@@ -163,6 +194,7 @@ static void *worker(void *argument)
         }
         seen = atomic_load_explicit(&pool.ticket, memory_order_acquire);
         if (pool.crowded >= 0) crnn_leave_processor(pool.crowded);
+        set_rounding_mode(pool.rounding);
         if (rank < pool.size) pool.work(pool.context, rank, &pool.team);
         const int stays = rank <= pool.staying;
         atomic_fetch_add_explicit(&pool.done, 1, memory_order_release);
@@ -187,11 +219,16 @@ static void after_fork(void)
 }
 
 /* Called by the owner of the pool, so no job is announced meanwhile: a new worker starts from the present ticket. Whatever number
- * was asked for, nobody gets a team of more than CRNN_MAX_THREADS: all that is kept per rank has room for so many. */
+ * was asked for, nobody gets a team of more than CRNN_MAX_THREADS: all that is kept per rank has room for so many. Signals are for
+ * the program's own threads, which may have blocked some. */
 static int start_workers(int threads)
 {
     if (threads > CRNN_MAX_THREADS) threads = CRNN_MAX_THREADS;
     if (!atomic_exchange(&atfork_set, 1)) pthread_atfork(NULL, NULL, after_fork);
+    if (pool.workers >= threads - 1) return threads;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     while (pool.workers < threads - 1) {
         pthread_t thread;
         pthread_attr_t attributes;
@@ -204,6 +241,7 @@ static int start_workers(int threads)
         if (failed) break;
         pool.workers++;
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     return pool.workers + 1 < threads ? pool.workers + 1 : threads;
 }
 
@@ -236,6 +274,8 @@ static int run_team(int threads, crnn_work work, void *context)
     double since = 0;
     pool.crowded = waited > 0 || atomic_load(&pool.sleepers) > 0 ? this_processor() : -1;
     waited = 0;
+    owner = pthread_self();
+    pool.rounding = rounding_mode();
     unsigned finished = atomic_load_explicit(&pool.done, memory_order_relaxed) + (unsigned)pool.workers;
     pool.work = work;
     pool.context = context;

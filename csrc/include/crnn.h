@@ -1,4 +1,5 @@
-/* crnn: the whole public C API. C11, no Python, no global state but the chosen instruction set and the thread pool.
+/* crnn: the whole public C API. C11, no Python, no global state but the chosen instruction set, the thread pool, BLAS and the
+ * allocator.
  *
  * Real arrays are float (CRNN_F32) or double (CRNN_F64) as `dtype` says and are passed as void pointers.
  * B sequences, sorted by length (longest first); T steps; block t holds the b_t = offsets[t+1] - offsets[t] sequences
@@ -187,7 +188,8 @@ CRNN_API int crnn_get_threads(void);
  * begun goes on with BLAS, or without, as it found it, so one that is taken away must stay loaded until such calls have returned. */
 CRNN_API crnn_status crnn_set_blas(void (*sgemm)(void), void (*dgemm)(void));
 
-/* All memory comes from here; tests put in an allocator that fails. Null functions restore the default. */
+/* All memory comes from here; tests put in an allocator that fails. Null functions restore the default. To be called while no block is
+ * in use: each is released by the functions that are set then. */
 CRNN_API void crnn_set_allocator(void *(*allocate)(size_t bytes), void (*release)(void *block));
 /* Memory from the library's own cache, for arrays that come and go with each call: 64-byte aligned, or null. */
 CRNN_API void *crnn_allocate(size_t bytes);

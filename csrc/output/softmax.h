@@ -425,6 +425,25 @@ static void softmax_nothing(const crnn_softmax_args *args)
     if (args->grad_b) memset(args->grad_b, 0, args->vocabulary * sizeof(T));
 }
 
+typedef struct {
+    const crnn_softmax_args *args;
+    const T *gradient;
+    size_t ld;
+} late_update;
+
+static void subtract_gradient(void *context, int rank, crnn_team *team)
+{
+    const late_update *update = context;
+    const crnn_softmax_args *args = update->args;
+    const T rate = (T)args->rate, *g = update->gradient;
+    size_t lo, hi;
+    crnn_share(args->hidden + (args->bias ? 1 : 0), 1, rank, crnn_team_size(team), &lo, &hi);
+    for (size_t k = lo; k < hi; k++) {
+        T *w = k < args->hidden ? (T *)args->weight_t + k * args->ld : args->bias;
+        for (size_t v = 0; v < args->vocabulary; v++) w[v] -= rate * g[k * update->ld + v];
+    }
+}
+
 /* An update folded into the products is only right while one block holds all rows: later blocks would see weights that
  * earlier ones have changed. Otherwise the gradient is built once and subtracted at the end. */
 static crnn_status softmax_update_apart(const crnn_softmax_args *args, double *loss)
@@ -439,10 +458,8 @@ static crnn_status softmax_update_apart(const crnn_softmax_args *args, double *l
     apart.ld_grad = ld;
     apart.grad_b = args->bias ? gradient + H * ld : NULL;
     crnn_status status = softmax_run(&apart, NULL, loss);
-    T rate = (T)args->rate, *w = args->weight_t, *bias = args->bias;
-    for (size_t k = 0; status == CRNN_OK && k < H; k++)
-        for (size_t v = 0; v < words; v++) w[k * args->ld + v] -= rate * gradient[k * ld + v];
-    for (size_t v = 0; status == CRNN_OK && bias && v < words; v++) bias[v] -= rate * gradient[H * ld + v];
+    late_update update = {args, gradient, ld};
+    if (status == CRNN_OK) crnn_parallel(crnn_get_threads(), 0, subtract_gradient, &update);
     crnn_release(gradient);
     return status;
 }
@@ -460,5 +477,5 @@ static crnn_status kernel_softmax_loss(const crnn_softmax_args *args, double *lo
 
 static crnn_status kernel_softmax_probabilities(const crnn_softmax_args *args, void *out)
 {
-    return softmax_run(args, out, NULL);
+    return args->rows ? softmax_run(args, out, NULL) : CRNN_OK;
 }

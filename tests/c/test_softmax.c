@@ -167,9 +167,20 @@ static void run(size_t rows, size_t hidden, size_t vocabulary, int bias, double 
     free(now.losses), free(now.probabilities), free(now.dh), free(now.dw), free(now.db);
 }
 
+/* A batch of nothing: no row to write, and a loss of 0. */
+static void no_rows(const char *isa, crnn_dtype dtype)
+{
+    double w[64] = {0.5}, out[2] = {3, 3}, loss = 5;
+    crnn_softmax_args args = {.dtype = dtype, .hidden = 2, .vocabulary = 3, .weight_t = w, .ld = 16};
+    CHECK(crnn_softmax_probabilities(&args, out) == CRNN_OK, "%s %s: no rows are refused", isa, dtype_name(dtype));
+    CHECK(out[0] == 3 && out[1] == 3, "%s %s: no rows, and something is written", isa, dtype_name(dtype));
+    CHECK(crnn_softmax_loss(&args, &loss) == CRNN_OK && loss == 0, "%s %s: no rows, loss %g", isa, dtype_name(dtype), loss);
+}
+
 int main(void)
 {
     announce_isas();
+    on_every_isa(no_rows);
     static const size_t ROWS[] = {1, 2, 3, 5, 6, 7, 12, 13, 16, 40, 70}, HIDDEN[] = {1, 3, 16, 7, 20, 33, 8, 100, 2, 5, 17};
     static const size_t VOCABULARY[] = {1, 2, 7, 15, 16, 17, 33, 64, 65, 200, 1000};
     for (size_t i = 0; i < sizeof ROWS / sizeof *ROWS; i++) run(ROWS[i], HIDDEN[i], VOCABULARY[i], i % 3 != 0, 0.5);

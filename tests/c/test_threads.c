@@ -4,7 +4,47 @@
 #include "check.h"
 #include "hands.h"
 #include "internal.h"
+#include <pthread.h>
+#include <signal.h>
 #include <time.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+/* Signals are the program's own threads' affair, and workers round as their caller does. */
+static int takes_signals[2];
+static unsigned rounding[2];
+
+static void look_at_thread(void *context, int rank, crnn_team *team)
+{
+    sigset_t mask;
+    (void)context;
+    crnn_barrier(team); /* nobody does both */
+    pthread_sigmask(SIG_SETMASK, NULL, &mask);
+    takes_signals[rank] = !sigismember(&mask, SIGUSR1) || !sigismember(&mask, SIGINT);
+#if defined(__SSE__)
+    rounding[rank] = _mm_getcsr() & 0xffc0u;
+#endif
+}
+
+static void workers_are_quiet(void)
+{
+    takes_signals[1] = 1;
+    crnn_parallel(2, 0, look_at_thread, NULL);
+    CHECK(takes_signals[0] && !takes_signals[1], "signals: caller %d, worker %d", takes_signals[0], takes_signals[1]);
+#if defined(__SSE__)
+    const unsigned before = _mm_getcsr();
+    static const unsigned FLUSH[] = {0x8040, 0}; /* to zero, and denormals are zero */
+    for (int i = 0; i < 2; i++) {
+        _mm_setcsr((before & ~0x8040u) | FLUSH[i]);
+        rounding[0] = rounding[1] = 1;
+        crnn_parallel(2, 0, look_at_thread, NULL);
+        CHECK((rounding[0] & 0x8040) == FLUSH[i], "the caller flushes: %x", rounding[0]);
+        CHECK(rounding[1] == rounding[0], "rounding: caller %x, worker %x", rounding[0], rounding[1]);
+    }
+    _mm_setcsr(before);
+#endif
+}
 
 static void machine(const char *isa, crnn_dtype dtype)
 {
@@ -196,6 +236,7 @@ int main(void)
 {
     handover_is_measured();
     too_many();
+    workers_are_quiet();
     on_every_isa(machine);
     take_in_turn();
     take_together();
@@ -221,6 +262,7 @@ int main(void)
 {
     handover_is_measured();
     too_many();
+    workers_are_quiet();
     on_every_isa(machine);
     take_in_turn();
     take_together();
