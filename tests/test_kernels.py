@@ -435,6 +435,32 @@ def test_what_is_no_object_of_its_kind_is_refused():
         stack.backward(None, None, None, None, (0, 0, 0), None, None, None, [None] * 4)
 
 
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ((0, 2, 1), "block 1 has -1 rows after 2"),
+        ((0, 1, 3), "block 1 has 2 rows after 1"),
+        ((0, 2, 4), "x: got NoneType"),
+    ],
+)
+def test_what_a_forward_pass_would_crash_on_is_refused(offsets, message):
+    stack = _kernels.Stack("gru", 2, 3, 1, 1, list(LAYERS["gru"](2, 3).params.values()))
+    x = None if "None" in message else np.ones((max(offsets[-1], 0), 2), "float32")
+    y, h_n = np.empty((offsets[-1], 3), "float32"), np.empty((1, 2, 3), "float32")
+    with pytest.raises(ValueError, match=message):
+        stack.forward(x, np.array(offsets), None, None, y, h_n, None, False)
+
+
+def test_other_arrays_that_would_crash_are_refused():
+    x = np.ones(3, "float32")
+    with pytest.raises(ValueError, match="out: got NoneType"):
+        _kernels.function("exp", x, None)
+    with pytest.raises(ValueError, match=r"out: got .S1"):
+        _kernels.take_rows(np.zeros((2, 1), "S64"), np.array([0]), np.zeros((1, 1), "S1"))
+    with pytest.raises(ValueError, match="no objects"):
+        _kernels.take_rows(np.zeros((2, 1), object), np.array([0]), np.zeros((1, 1), object))
+
+
 def test_what_a_handover_takes_is_measured(threads):
     """Anew whenever the number of threads has changed; before the first time it is a constant."""
     _kernels.assume_handover(0)  # not what the fixture assumes

@@ -127,6 +127,13 @@ def test_views_refuse_what_leaves_their_buffer():
     for gap in ((24, 8, 0, 1), (20, 4, 4, 3), (-4, 4, 0, 1), (0, -4, 0, 1), (0, 4, -4, 1), (0, 4, 0, 0)):
         with pytest.raises(ValueError, match=r"gaps\[0\]: outside"):
             _kernels.Views(F32, 6, 1, good, [gap])
+    for dtype, elements, guard in ((np.dtype(object), 6, 1), (F32, -5, 6), (F32, 6, -1), (F32, 2**62, 0)):
+        with pytest.raises(ValueError, match="elements, guard: got"):
+            _kernels.Views(dtype, elements, guard, [], [])
+    with pytest.raises(ValueError, match="a: sizes"):
+        _kernels.Views(F32, 6, 1, [("a", 0, (2**40, 2), (2**30, 4))], [])
+    with pytest.raises(ValueError, match=r"gaps\[0\]: outside"):
+        _kernels.Views(F32, 6, 1, good, [(0, 4, 2**62, 5)])
 
 
 def test_views_are_attached_to_the_buffer_they_describe():

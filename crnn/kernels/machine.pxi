@@ -4,6 +4,8 @@ def function(str name, x, out):
     """out = exp, tanh or sigmoid of x as the kernels compute it."""
     cdef int typenum = typenum_of(x, "x")
     cdef Py_ssize_t n = cnp.PyArray_SIZE(<cnp.ndarray>x)
+    if out is None:
+        raise complain("out", out, "an array")
     if name not in ("exp", "tanh", "sigmoid"):
         raise ValueError(f"name: got {name!r}, wanted exp, tanh or sigmoid")
     check(crnn_function(dtype_of(typenum), <char>ord(name[0]), real(x, typenum, n, "x", False),

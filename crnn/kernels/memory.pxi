@@ -154,6 +154,8 @@ cdef class Views:
         cdef view_place *place
         cdef view_gap *gap
         cdef int i
+        if dtype.kind != "f" or elements < 0 or guard < 0 or elements > (1 << 60) - guard:
+            raise ValueError(f"elements, guard: got {elements} and {guard} of {dtype}, wanted as many floats as memory may hold")
         self.kind, self.elements, self.guard, self.n_gaps = dtype, elements, guard, len(gaps)
         self.names = [name for name, _, _, _ in tensors]
         self.places = <view_place *>calloc(<size_t>len(tensors) + 1, sizeof(view_place))
@@ -168,7 +170,8 @@ cdef class Views:
             last = place.offset + dtype.itemsize
             for i in range(place.axes):
                 place.sizes[i], place.strides[i] = sizes[i], strides[i]
-                if place.sizes[i] < 1 or place.strides[i] < 0:
+                if place.sizes[i] < 1 or place.strides[i] < 0 or (
+                        place.strides[i] and (place.sizes[i] - 1) > size // place.strides[i]):
                     raise ValueError(f"{name}: sizes {sizes}, strides {strides}")
                 last += (place.sizes[i] - 1) * place.strides[i]
             if place.offset < 0 or last > elements * dtype.itemsize:
@@ -176,7 +179,7 @@ cdef class Views:
         for q, (first, length, step, count) in enumerate(gaps):
             gap = self.gaps + q
             gap.first, gap.size, gap.step, gap.count = first, length, step, count
-            if min(gap.first, gap.size, gap.step) < 0 or gap.count < 1 or (
+            if min(gap.first, gap.size, gap.step) < 0 or gap.count < 1 or gap.step and gap.count - 1 > size // gap.step or (
                     gap.first + (gap.count - 1) * gap.step + gap.size > size):
                 raise ValueError(f"gaps[{q}]: outside the buffer")
 

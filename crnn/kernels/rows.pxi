@@ -60,6 +60,8 @@ def take_rows(src, index, out):
     cdef int typenum = cnp.PyArray_TYPE(<cnp.ndarray?>src)
     if src.ndim != 2 or (<cnp.ndarray?>out).ndim != 2 or src.shape[1] != out.shape[1]:
         raise ValueError("src, out: wanted two matrices with rows of equal width")
+    if src.dtype != out.dtype or src.dtype.hasobject:
+        raise complain("out", out, f"{src.dtype}, and no objects")
     origin = <const char *>real(src, typenum, cnp.PyArray_SIZE(<cnp.ndarray>src), "src", False)
     to = <char *>real(out, typenum, cnp.PyArray_SIZE(<cnp.ndarray>out), "out", True)
     at = integers(index, rows, "index")

@@ -109,7 +109,9 @@ cdef class Stack:
         cdef crnn_tape *tape = NULL
         cdef crnn_status status
         cdef Py_ssize_t steps = offsets.shape[0] - 1, B, rows, states, H = <Py_ssize_t>self.stack.hidden
-        cdef Py_ssize_t D = <Py_ssize_t>self.stack.directions, L = <Py_ssize_t>self.stack.layers
+        cdef Py_ssize_t D = <Py_ssize_t>self.stack.directions, L = <Py_ssize_t>self.stack.layers, t, before
+        if x is None:
+            raise complain("x", x, "an array")
         batch.offsets = integers(offsets, steps + 1, "offsets")
         if steps < 1 or h_n is None or not cnp.PyArray_Check(h_n) or cnp.PyArray_NDIM(<cnp.ndarray>h_n) != 3:
             raise ValueError("forward: wanted at least one step and h_n of shape (layers*directions, batch, hidden)")
@@ -117,6 +119,11 @@ cdef class Stack:
         rows = <Py_ssize_t>batch.offsets[steps]
         if batch.offsets[0] != 0 or batch.offsets[1] > B or batch.offsets[1] < 1:
             raise ValueError(f"offsets: first block has {batch.offsets[1]} rows for a batch of {B}")
+        before = <Py_ssize_t>batch.offsets[1]
+        for t in range(1, steps):
+            if not 0 <= batch.offsets[t + 1] - batch.offsets[t] <= before:
+                raise ValueError(f"offsets: block {t} has {batch.offsets[t + 1] - batch.offsets[t]} rows after {before}")
+            before = <Py_ssize_t>(batch.offsets[t + 1] - batch.offsets[t])
         batch.batch, batch.steps = <size_t>B, <size_t>steps
         states = L * D * B * H
         args.x, args.ids, args.x_view.sequences, args.bad = NULL, NULL, NULL, &bad

@@ -6,7 +6,7 @@ cdef class Outputs:
 
     An array is used again only while nobody outside refers to it or to a view of it, which its reference count tells:
     a loop that drops one output when it receives the next allocates nothing, and a caller who keeps outputs gets a new
-    array each time.
+    array each time. So does one who has given an array another shape, dtype, size or flag before dropping it.
     """
     cdef object first, second
     cdef cnp.npy_intp[2] shape
@@ -21,10 +21,19 @@ cdef class Outputs:
     cdef object new(self):
         return cnp.PyArray_EMPTY(self.axes, &self.shape[2 - self.axes], self.typenum, 0)
 
+    cdef bint again(self, PyObject *held):
+        if held.ob_refcnt != 1:
+            return False
+        cdef cnp.ndarray array = <cnp.ndarray>held
+        cdef cnp.npy_intp *dims = cnp.PyArray_DIMS(array)
+        return (cnp.PyArray_NDIM(array) == self.axes and dims[0] == self.shape[2 - self.axes]
+                and dims[self.axes - 1] == self.shape[1] and cnp.PyArray_TYPE(array) == self.typenum
+                and cnp.PyArray_ISCARRAY(array) and cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA))
+
     cpdef object take(self):
-        if (<PyObject *>self.first).ob_refcnt == 1:
+        if self.again(<PyObject *>self.first):
             return self.first
-        if (<PyObject *>self.second).ob_refcnt == 1:
+        if self.again(<PyObject *>self.second):
             return self.second
         self.first = self.new()
         return self.first
