@@ -308,9 +308,12 @@ class Parameters(dict[str, np.ndarray]):
                 problems.append(f"{name}: unexpected")
                 continue
             try:
-                arrays[name] = _converted(name, value, self[name])
+                array = _converted(name, value, self[name])
             except ValueError as error:
                 problems.append(str(error))
+                continue
+            # One of these very tensors may be written before it is read: two that change places, say.
+            arrays[name] = array.copy() if np.may_share_memory(array, self.flat) else array
         if problems:
             raise ValueError("parameters do not fit:\n  " + "\n  ".join(problems))
         for name, array in arrays.items():

@@ -302,3 +302,13 @@ def test_views_of_read_only_memory_are_read_only():
     for name, view in mapped.items():
         assert not view.flags.writeable
         np.testing.assert_array_equal(view, p[name])
+
+
+@pytest.mark.parametrize("copy_in", [Parameters.assign, Parameters.update])
+def test_tensors_of_these_very_parameters_may_change_places(copy_in):
+    p = Parameters([Spec("a", (3, 5)), Spec("b", (3, 5))], np.float32)
+    p.flat[:] = np.random.default_rng(0).normal(size=p.flat.size)
+    a, b = p["a"].copy(), p["b"].copy()
+    copy_in(p, {"a": p["b"], "b": p["a"]})
+    np.testing.assert_array_equal(p["a"], b)
+    np.testing.assert_array_equal(p["b"], a)
