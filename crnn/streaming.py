@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerStream", "ModelStream"]
 
 Array = npt.NDArray[Any]
+_STEPPERS = 4  # numbers of rows, fewer than all, that a stream is prepared for at a time
 
 
 class _Stream(_kernels.Steps):
@@ -44,9 +45,12 @@ class _Stream(_kernels.Steps):
 
     def _step_some(self, x: Array, index: npt.NDArray[np.int64]) -> Array:
         n = len(index)
-        work = self._some.get(n)
+        work = self._some.pop(n, None)
         if work is None:
-            work = self._some[n] = _kernels.Stepper(self._stack, n)
+            work = _kernels.Stepper(self._stack, n)
+        self._some[n] = work  # as the last one used
+        while len(self._some) > _STEPPERS:
+            self._some.pop(next(iter(self._some)), None)
         own = self._stepper.entering
         for all_rows, some in zip(own, work.entering):
             some[...] = all_rows[:, index]
@@ -153,7 +157,7 @@ class _Stream(_kernels.Steps):
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 names = sorted(stored.files)
                 parts = [stored[name] for name in wanted if name in names]
-        except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        except (ValueError, EOFError, AttributeError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError(f"path: {os.fspath(path)} holds no states of a stream ({error})") from None
         if names != sorted(wanted):
             raise ValueError(f"path: {os.fspath(path)} holds {names}, wanted the states {wanted}")
