@@ -297,6 +297,8 @@ class EarlyStopping(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         _wants_validation(self, trainer)
+        if trainer.step == 0 and not self._resumed:
+            self.best, self.waited = None, 0  # another model's
         if self._resumed and self.waited > self.patience:
             trainer.stop("early stopping")  # a run that was stopped stays stopped
         self._resumed = False

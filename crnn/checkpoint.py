@@ -24,6 +24,7 @@ from . import _kernels, ranges
 from .atomic import atomic_write
 from .callbacks import Callback
 from .data import Stream, TokenData, generator_state
+from .divergence import fault_of_weights
 from .history import Kept, Record
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ FILE_NAME = "checkpoint.safetensors"
 
 _FORMAT = "crnn checkpoint"
 _VERSION = 1
+_PARTS = {
+    *("epochs", "epochs_done", "epoch", "step", "epoch_loss", "epoch_tokens", "epoch_seconds", "optimizer_steps"),
+    *("options", "schedule", "position", "generator", "kept", "callbacks", "history", "instruction_set"),
+}
 
 
 class CheckpointError(ValueError):
@@ -119,7 +124,7 @@ def save(path: str | os.PathLike[str], trainer: Trainer, options: dict[str, Any]
         "kept": None if kept is None else [kept.epoch, kept.step, kept.valid_loss],
         "callbacks": {name: c.state_dict() for name, c in _named(trainer.callbacks) if c.state_dict()},
         "history": trainer.history.state_dict(),
-        "instruction_set": _kernels.isa(),
+        **_arithmetic(),
     }
     text = json.dumps(run)
     metadata = {"format": _FORMAT, "version": str(_VERSION), "run": text, "crc32": str(_checksum(text, tensors))}
@@ -153,7 +158,14 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     text = metadata.get("run", "")
     if metadata.get("crc32") != str(_checksum(text, tensors)):
         raise CheckpointError(f"{file}: damaged (its checksum does not fit its content)")
-    return Checkpoint(file, json.loads(text), tensors)
+    try:
+        run = json.loads(text)
+        missing = _PARTS - run.keys()
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise CheckpointError(f"{file}: damaged ({error})") from None
+    if missing:
+        raise CheckpointError(f"{file}: damaged (without {', '.join(sorted(missing))})")
+    return Checkpoint(file, run, tensors)
 
 
 def restore(path: str | os.PathLike[str], trainer: Trainer) -> None:
@@ -167,26 +179,33 @@ def restore(path: str | os.PathLike[str], trainer: Trainer) -> None:
     """
     checkpoint = read(path)
     run = checkpoint.run
-    differences = list(_differences(run, _identity(trainer)))
+    assert trainer.train is not None
+    now = _identity(trainer) | _generators(generator_state(trainer.model.rng), trainer.train.state_dict())
+    differences = list(_differences(run | _generators(run["generator"], run["position"]), now))
     if differences:
         raise CheckpointError(
             f"{checkpoint.path}: this run is not the one that was checkpointed:\n  " + "\n  ".join(differences)
         )
-    if run["instruction_set"] != _kernels.isa():
-        warnings.warn(
-            f"{checkpoint.path} was written with the instruction set {run['instruction_set']}, this process uses "
-            f"{_kernels.isa()}: the run goes on, but its last bits will differ",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    assert trainer.train is not None
-    parameters = trainer.model.parameters
+    for what, mine in _arithmetic().items():
+        if run.get(what, mine) != mine:
+            warnings.warn(
+                f"{checkpoint.path} was written with the {what.replace('_', ' ')} {run[what]}, this process uses "
+                f"{mine}: the run goes on, but its last bits will differ",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    optimizer, parameters = trainer.optimizer, trainer.model.parameters
+    before = optimizer.steps, optimizer.state
     moments: dict[str, dict[str, np.ndarray]] = {}
     for name, array in checkpoint.group("moments").items():
         moment, _, parameter = name.partition("/")
         moments.setdefault(moment, {})[parameter] = array
-    parameters.assign(checkpoint.group("weights"))
-    trainer.optimizer.load_state_dict({"steps": run["optimizer_steps"], "moments": moments}, parameters)
+    try:
+        optimizer.load_state_dict({"steps": run["optimizer_steps"], "moments": moments}, parameters)
+        parameters.assign(checkpoint.group("weights"))
+    except ValueError as error:
+        optimizer.steps, optimizer.state = before
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
     trainer.schedule.load_state_dict(run["schedule"])
     trainer.train.load_state_dict(run["position"])
     trainer.model.rng.bit_generator.state = run["generator"]
@@ -242,7 +261,8 @@ class Checkpoints(Callback):
         self._written = time.monotonic()
 
     def on_step(self, trainer: Trainer) -> None:
-        if self.seconds is not None and time.monotonic() - self._written >= self.seconds:
+        due = self.seconds is not None and time.monotonic() - self._written >= self.seconds
+        if due and not fault_of_weights(trainer):  # else the next step says so, and the good file stays
             self._try(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: Record) -> None:
@@ -281,11 +301,27 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
     assert trainer.train is not None
     return {
         "model": {name: getattr(model.configuration, name) for name in model.configuration.__dataclass_fields__},
-        "vocabulary": None if words is None else {"words": len(words), "crc32": zlib.crc32("\n".join(words).encode())},
+        "vocabulary": None if words is None else {"words": len(words), "crc32": _checksum_of_words(words)},
         "settings": trainer.settings(),
         "training data": trainer.train.fingerprint(),
         "validation data": _fingerprint(trainer.valid),
     }
+
+
+def _arithmetic() -> dict[str, str]:
+    """What the last bits of a run depend on."""
+    threads = f", {_kernels.get_threads()} threads" if _kernels.blas_info()["used"] != "crnn" else ""
+    return {"instruction_set": _kernels.isa(), "matrix_products": _kernels.blas_info()["used"] + threads}
+
+
+def _generators(model: dict[str, Any], position: dict[str, Any]) -> dict[str, Any]:
+    """Which kinds of random generators a run draws from."""
+    kinds = {"dropout": model["bit_generator"], "shuffling": (position["rng"] or {}).get("bit_generator")}
+    return {"random generator": kinds}
+
+
+def _checksum_of_words(words: list[str]) -> int:
+    return zlib.crc32("\n".join(words).encode("utf-8", "surrogatepass"))  # a text cut inside an emoji is a word too
 
 
 def _fingerprint(data: TokenData | None) -> dict[str, Any] | None:
@@ -313,8 +349,9 @@ def _check_version(file: Path, metadata: dict[str, str]) -> None:
         what = f"a {metadata['format']!r} file" if "format" in metadata else "some other safetensors file"
         raise CheckpointError(f"{file}: not a checkpoint of a training run, but {what}")
     version = metadata.get("version", "")
-    if not version.isdigit() or int(version) != _VERSION:
-        age = "a newer" if version.isdigit() and int(version) > _VERSION else "another"
+    number = int(version) if version.isdecimal() and version.isascii() and len(version) < 9 else 0
+    if number != _VERSION:
+        age = "a newer" if number > _VERSION else "another"
         raise CheckpointError(
             f"{file}: checkpoint version {version or 'unknown'}, written by {age} crnn; "
             f"this one reads version {_VERSION}"

@@ -6,10 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .data import TokenBatch
     from .trainer import Trainer
 
-__all__ = ["TrainingDiverged", "diverged", "fault_of_weights"]
+__all__ = ["TrainingDiverged", "check_weights", "diverged", "fault_of_weights"]
 
 
 class TrainingDiverged(ArithmeticError):
@@ -26,24 +25,32 @@ class TrainingDiverged(ArithmeticError):
         self.step = step
 
 
-def fault_of_weights(trainer: Trainer, batch: TokenBatch | None) -> str:
+def fault_of_weights(trainer: Trainer, evaluate: bool = True) -> str:
     """What is wrong with the weights after an update whose loss nobody has computed yet, or "".
 
-    All must be finite, and so must their loss on `batch`, the last one trained on, where nothing else is evaluated: a
-    large rate leaves weights that are finite and overflow when they are used.
+    All must be finite, and with `evaluate` so must their loss on the last batch trained on: a large rate leaves weights
+    that are finite and overflow when they are used.
     """
     flat = trainer.model.parameters.flat
     for extreme in (flat.min(), flat.max()):  # both are NaN where a weight is, and neither needs an array of flags
         if not math.isfinite(extreme):
             return f"a weight became {extreme}"
-    if batch is None:
+    if trainer.last_batch is None or not evaluate:
         return ""
-    loss, _ = trainer.model.evaluate([batch])
+    loss, _ = trainer.model.evaluate([trainer.last_batch])
     return "" if math.isfinite(loss) else f"the loss became {loss} after the last update"
 
 
+def check_weights(trainer: Trainer, evaluate: bool = True) -> None:
+    """Raise TrainingDiverged, with the good weights back in the model, where `fault_of_weights` finds something."""
+    fault = fault_of_weights(trainer, evaluate)
+    if fault:
+        raise diverged(trainer, fault)
+
+
 def diverged(trainer: Trainer, what: str) -> TrainingDiverged:
-    """The error for a trainer whose weights are back at the kept ones: what happened, and what to try."""
+    """Put the kept weights back; the error to raise: what happened, and what to try."""
+    trainer.restore_kept()
     kept = trainer.kept
     place = "those before training"
     if kept is not None and kept.step:

@@ -142,8 +142,14 @@ class Optimizer(ABC):
             )
         twins = {}
         for name, arrays in moments.items():
-            twins[name] = parameters.like()
-            twins[name].assign(arrays)
+            twin = twins[name] = parameters.like()
+            infinite = {}
+            if name == "squares":  # of a gradient above 1e19 in float32: its element stands still from there on
+                infinite = {n: np.isposinf(array) for n, array in arrays.items()}
+                arrays = {n: np.where(infinite[n], 0.0, array) for n, array in arrays.items()}
+            twin.assign(arrays)
+            for n, where in infinite.items():
+                twin[n][where] = np.inf
             if name == "squares" and twins[name].flat.min() < 0.0:
                 raise ValueError(f"state of {type(self).__name__}: got negative squares, wanted sums of squares")
         self.state = {name: twins[name] for name in self.moments} if twins else {}

@@ -14,7 +14,7 @@ from . import bptt, optim, ranges, schedules
 from .arguments import as_generator, flag, whole_number
 from .callbacks import Callback
 from .data import Stream, TokenBatch, TokenData, check_data
-from .divergence import TrainingDiverged, diverged, fault_of_weights
+from .divergence import TrainingDiverged, check_weights, diverged
 from .history import History, Kept, epoch_record, perplexity_of
 from .interrupt import Interrupt
 
@@ -41,7 +41,8 @@ class Trainer:
     model
         A `LanguageModel`.
     optimizer
-        Update rule; `SGD(0.005)` by default.
+        Update rule; `SGD(0.005)` by default. Its moments stay with it, as a schedule's
+        state does: a new model wants new ones.
     truncation
         How far back gradients reach; `Window(4)` by default. A `Stream` wants `Chunk(k1)`.
     normalise
@@ -143,7 +144,7 @@ class Trainer:
         self._since: float | None = None
         self._stop_reason = ""
         self._gradients: Any = None
-        self._last_batch: TokenBatch | None = None
+        self.last_batch: TokenBatch | None = None
 
     def fit(
         self,
@@ -215,6 +216,8 @@ class Trainer:
                 if first and self.valid is not None:
                     self._evaluate_first()
                 reason = self._run(interrupt, last_step, deadline)
+                if interrupt.requested:  # during the last evaluation
+                    reason = "interrupted"
         except TrainingDiverged:
             reason = "diverged"
             raise
@@ -267,6 +270,7 @@ class Trainer:
             self._call("on_epoch_start")
             reason = self._run_epoch(interrupt, last_step, deadline)
             if reason:
+                check_weights(self)  # before a checkpoint of them replaces a good one
                 try:
                     self._call("on_halt", reason)
                 finally:  # a checkpoint that cannot be written costs no evaluation
@@ -298,7 +302,7 @@ class Trainer:
         try:
             while advance(batches):
                 if not math.isfinite(self.epoch_loss):
-                    raise self._diverged(f"the loss became {self.epoch_loss}")
+                    raise diverged(self, f"the loss became {self.epoch_loss}")
                 self.step += 1
                 if self.evaluate_steps and self.step % self.evaluate_steps == 0 and self.valid is not None:
                     self._pause()
@@ -318,7 +322,7 @@ class Trainer:
 
     @property
     def _can_fuse(self) -> bool:
-        """Whether the update may happen inside the gradient product, with no gradient ever stored."""
+        """Whether the update may happen inside the gradient product."""
         return (
             self.optimizer.is_plain_sgd and self.clip_norm is None and self.clip_value is None and self.accumulate == 1
         )
@@ -327,7 +331,7 @@ class Trainer:
         batch = next(batches, None)
         if batch is None:
             return False
-        self._last_batch = batch
+        self.last_batch = batch
         state = self.carried if batch.carry else None
         loss, self.carried = self.model.fused_sgd(
             batch, self.learning_rate, self.truncation, self._scale(batch.sequences, batch.tokens), state
@@ -346,7 +350,7 @@ class Trainer:
         gradients = self._gradients
         if gradients is None:
             gradients = self._gradients = self.model.new_gradients()
-        self._last_batch = group[-1]
+        self.last_batch = group[-1]
         scale = self._scale(sum(batch.sequences for batch in group), sum(batch.tokens for batch in group))
         for i, batch in enumerate(group):
             loss, self.carried = self.model.loss_and_gradients(
@@ -367,7 +371,7 @@ class Trainer:
         if self.clip_norm is not None:
             norm = optim.clip_norm(gradients.dense, gradients.sparse, self.clip_norm)
             if not math.isfinite(norm):
-                raise self._diverged(f"the norm of the gradient became {norm}")
+                raise diverged(self, f"the norm of the gradient became {norm}")
         self.optimizer.step(self.model.parameters, gradients.dense, gradients.sparse, self.learning_rate)
         return True
 
@@ -384,9 +388,7 @@ class Trainer:
 
     def _finish_epoch(self, whole: bool) -> None:
         """Evaluate, record and tell. The record of an epoch cut short by a limit does not count as an epoch done."""
-        fault = fault_of_weights(self, self._last_batch if self.valid is None else None)  # else an evaluation says
-        if fault:
-            raise self._diverged(fault)
+        check_weights(self, evaluate=self.valid is None)  # else the evaluation says
         due = self.epoch % self.evaluate_every == 0 or self.epoch == self.epochs or not whole
         train_loss = self.epoch_loss / max(1, self.epoch_tokens)
         rate, seconds, tokens = self.learning_rate, self._seconds, self.epoch_tokens
@@ -439,7 +441,7 @@ class Trainer:
             return float(done[-1]["valid_loss"])
         loss = self.evaluate(self.valid)
         if not math.isfinite(loss):
-            raise self._diverged(f"the validation loss became {loss}")
+            raise diverged(self, f"the validation loss became {loss}")
         self.history.evaluations.append(
             {"step": self.step, "epoch": self.epoch, "valid_loss": loss, "valid_perplexity": perplexity_of(loss)}
         )
@@ -457,11 +459,6 @@ class Trainer:
         else:
             self.kept.weights[:] = weights
             self.kept.epoch, self.kept.step, self.kept.valid_loss = self.epoch, self.step, valid_loss
-
-    def _diverged(self, what: str) -> TrainingDiverged:
-        """Go back to the good weights; the error to raise."""
-        self.restore_kept()
-        return diverged(self, what)
 
     def resume_epoch(self, loss: float, tokens: int, seconds: float, carried: Any) -> None:
         """Take up the sums of an epoch that a checkpoint stands in, and the state it carries."""

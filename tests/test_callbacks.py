@@ -204,3 +204,13 @@ def test_a_best_model_that_cannot_be_saved_costs_no_training(tmp_path) -> None:
 def test_one_callback_alone_is_told_to_be_a_sequence() -> None:
     with pytest.raises(TypeError, match="callbacks: got one EarlyStopping"):
         Trainer(Bigram(WORDS), callbacks=EarlyStopping())  # type: ignore[arg-type]
+
+
+def test_early_stopping_begins_anew_with_another_model(rng) -> None:
+    callback = EarlyStopping(1)
+    ids = [rng.integers(0, WORDS, 6) for _ in range(8)]
+    counts = []
+    for _ in range(2):
+        trainer = Trainer(Bigram(WORDS, seed=2, noise=0.3), optimizer=optim.SGD(30.0), callbacks=[callback])
+        counts.append(len(trainer.fit(Sentences(ids[:4]), Sentences(ids[4:]), epochs=20)))
+    assert counts[0] == counts[1] < 20
