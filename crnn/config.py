@@ -83,7 +83,7 @@ def default_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads a call may use; results do not depend on it.
+    """Set how many threads a call may use; with crnn's own products (see `show_config`) results do not depend on it.
 
     Parameters
     ----------

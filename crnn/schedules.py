@@ -107,7 +107,7 @@ class Plateau(Schedule):
     threshold
         Nats by which the best loss must be beaten to count as improved.
     minimum
-        The rate never falls below this.
+        The rate never falls below this, or below the base where that is lower.
     """
 
     factor: float = 0.25

@@ -106,7 +106,7 @@ class WordNetwork:
     - ``loss_and_gradients(batch, gradients, truncation, scale, state, training, accumulate)`` -> (total loss in nats,
       final state): the gradient of scale * total loss goes into the `GradientSet`;
     - ``fused_sgd(batch, learning_rate, truncation, scale, state)`` -> the same pair: plain SGD, where the output
-      layer's update is part of its gradient product and no gradient of it is ever stored;
+      layer's update is part of its gradient product where the logits of a batch fit 16 MiB;
     - ``evaluate(batches, carry_state)`` -> (total loss in nats, tokens).
 
     States are (layers, sequences, hidden) in the batch's own order of sequences, a pair (h, c) for the LSTM.
@@ -259,12 +259,18 @@ class WordNetwork:
     ) -> tuple[float, State]:
         """One step of plain SGD, ``params -= learning_rate * gradient(scale * total loss)``, with dropout if any.
 
-        The same step as `loss_and_gradients` and an update, up to rounding, in one pass over the output weights.
+        The same step as `loss_and_gradients` and an update, up to rounding. The gradient of the output weights is never
+        stored while the logits of the batch fit 16 MiB; else it is computed in one array and subtracted.
 
         Returns
         -------
         tuple
             Total loss before the step (unscaled, nats) and final state.
+
+        Raises
+        ------
+        MemoryError
+            There is no room for the backward pass; the output weights may have taken their part of the step by then.
         """
         self.parameters.check_writable()
         schedule = resolve(truncation).schedule
