@@ -108,6 +108,7 @@ class Optimizer(ABC):
             kind = ValueError if isinstance(gradients, Parameters) else TypeError
             raise kind(f"gradients: got {_brief(gradients)}, wanted the twin of {_brief(parameters)}")
         now = self.learning_rate if rate is None else ranges.not_negative("rate", rate)
+        parameters.check_writable()
         self.prepare(parameters)
         self.steps += 1
         for part in dense_parts(parameters, rows):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import crnn
 from crnn import optim
 from crnn.parameters import Parameters, Spec
 
@@ -350,3 +351,12 @@ def test_arguments_are_checked(make, error, message) -> None:
 def test_representation() -> None:
     assert repr(optim.SGD(1, 0.5)) == "SGD(learning_rate=1.0, momentum=0.5, weight_decay=0.0)"
     assert repr(optim.AdamW()) == "AdamW(learning_rate=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01)"
+
+
+def test_mapped_weights_are_refused_and_no_step_counted(tmp_path) -> None:
+    crnn.LanguageModel(9, "gru", 4, rng=0).save(tmp_path / "m.safetensors", mappable=True)
+    model = crnn.load(tmp_path / "m.safetensors", mmap=True)
+    rule = optim.Adam(0.1)
+    with pytest.raises(ValueError, match="mapped from a file, read-only"):
+        rule.step(model.parameters, model.parameters.like())
+    assert rule.steps == 0
