@@ -66,8 +66,11 @@ def prepare(
     Raises
     ------
     OSError, ValueError
-        Files that cannot be read or used, one pipe for two parts, nothing left to train on.
+        Files that cannot be read or used, one pipe for two parts, nothing left to train on, a part for validation that
+        is not between none and half of the text.
     """
+    if not 0.0 <= recipe.valid_fraction <= 0.5:
+        raise ValueError(f"--valid-fraction: got {recipe.valid_fraction}, wanted 0 (none) to 0.5")
     _check_pipes(files)
     parts: dict[str, list[list[str]]] = {"train": reading.sentences(files.train)}
     if files.valid is not None:
@@ -107,23 +110,22 @@ def _check_pipes(files: Files) -> None:
 def split(sentences: list[list[str]], fraction: float, pieces: int) -> tuple[list[list[str]], list[list[str]]]:
     """Training and validation sentences: every n-th (`pieces` 0), or the end of each of so many pieces of the text.
 
+    `fraction` is above 0 and at most 0.5.
+
     Raises
     ------
     ValueError
-        A fraction outside (0, 0.5], or too few sentences to split.
+        Too few sentences to split.
     """
-    if not 0.0 < fraction <= 0.5:
-        raise ValueError(f"--valid-fraction: got {fraction}, wanted a number above 0 and at most 0.5")
     if len(sentences) < 2:
         raise ValueError(
             f"the text has {len(sentences)} sentence(s), too few to keep a part for validation: use --valid-fraction 0 "
             "(sentences are found by their punctuation and capitals; --level whitespace takes a line for one)"
         )
     if not pieces:
-        step = round(1.0 / fraction)
-        last = min(step, len(sentences)) - 1
-        valid = sentences[last::step]
-        del sentences[last::step]
+        step = round(min(1.0 / fraction, len(sentences)))
+        valid = sentences[step - 1 :: step]
+        del sentences[step - 1 :: step]
         return sentences, valid
     ends = list(accumulate(len(sentence) + 1 for sentence in sentences))
     piece = ends[-1] / pieces
