@@ -50,6 +50,8 @@ def test_version(capsys):
             "argument --schedule: 'constant:1': constant takes 0 number(s), got 1;",
         ),
         (["train", "--schedule", "halve:x"], "argument --schedule: 'halve:x': 'x' is not a number; wanted constant"),
+        (["train", "--schedule", "plateau:0.5:-1"], "'plateau:0.5:-1': patience must be at least 0, got -1; wanted"),
+        (["train", "--schedule", "plateau:0.5:1.5"], "'plateau:0.5:1.5': patience must be a whole number, not float;"),
         (["train", "--schedule", "exponential:"], "argument --schedule: 'exponential:': '' is not a number; wanted"),
         (["train", "--samples", "-1"], "argument --samples: got '-1', wanted a whole number of at least 0"),
         (["train", "--threads", "0"], "argument --threads: got '0', wanted a whole number of at least 1"),

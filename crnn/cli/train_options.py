@@ -109,7 +109,12 @@ def _add_text_options(group: argparse._ArgumentGroup) -> None:
         "--valid", type=Path, metavar="FILE", help="validation text (default: a part of the training text)"
     )
     group.add_argument("--test", type=Path, metavar="FILE", help="text to evaluate the finished model on")
-    group.add_argument("--valid-fraction", type=float, metavar="F", help="part of the text that validates; 0: none")
+    group.add_argument(
+        "--valid-fraction",
+        type=float,
+        metavar="F",
+        help="part of the text that validates: of sentences every n-th, of a stream see --valid-split; 0: none",
+    )
     group.add_argument(
         "--valid-split", choices=("end", "streams"), help="which part of a stream: its end, or the end of each stream"
     )
@@ -319,6 +324,10 @@ def _schedule(text: str) -> schedules.Schedule:
 
 def _number(text: str) -> int | float:
     try:
-        return int(text) if text.isdecimal() else float(text)
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a number") from None
