@@ -48,7 +48,13 @@ def add_parser(commands: Any) -> None:
     source.add_argument("--text", help="the text itself")
     source.add_argument("--file", type=Path, metavar="FILE", help=".csv, .tsv or text file, also with gzip")
     add_reading_options(parser)
-    parser.add_argument("--html", type=Path, default=Path("inspection.html"), metavar="FILE", help="page to write")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        default=Path("inspection.html"),
+        metavar="FILE",
+        help="page to write (default: inspection.html)",
+    )
     parser.add_argument(
         "--top", type=whole_number_from(1), default=5, metavar="N", help="guesses shown for each word (default: 5)"
     )
