@@ -78,6 +78,8 @@ def inspect(model: LanguageModel, sentences: Sequence[Sequence[str]], top: int =
     ------
     ValueError
         A model without vocabulary, no sentence, nothing to predict, or `top` below 1.
+    ArithmeticError
+        The model gives a token no finite loss; the token is named.
     """
     top = whole_number(top, "top")
     vocabulary = model.vocabulary
@@ -99,11 +101,17 @@ def inspect(model: LanguageModel, sentences: Sequence[Sequence[str]], top: int =
     traces: list[dict[str, Array]] = []
     for sequence in sequences:
         ids = vocabulary.encode(sequence, markers=False)
+        losses = model.token_losses(ids[:-1], ids[1:])  # not from probabilities, which may underflow
+        if not np.isfinite(losses).all():
+            at = int(np.argmin(np.isfinite(losses)))
+            raise ArithmeticError(
+                f"model: the loss of token {len(surprise) + at + 1}, {sequence[at + 1]!r}, is {losses[at]}; "
+                "its weights are not usable"
+            )
         states, probabilities = _read(model, ids)
-        surprise.append(np.nan)
+        surprise += [np.nan, *losses]
         guesses.append([])
-        for target, row in zip(ids[1:], probabilities):
-            surprise.append(float(-np.log(max(float(row[target]), np.finfo(row.dtype).tiny))))
+        for row in probabilities[:-1]:
             best = np.argsort(-row, kind="stable")[:top]
             guesses.append([(vocabulary.token(int(number)), float(row[number])) for number in best])
         traces.append(_traces(model, ids, states))

@@ -82,6 +82,28 @@ def test_gates_lead_from_state_to_state(cell, options, embedding):
                 np.testing.assert_allclose(h, np.maximum(inner, 0), rtol=1e-9, atol=1e-12)
 
 
+def test_probabilities_that_underflow_have_their_surprise():
+    vocabulary = crnn.Vocabulary.build([["a", "b", "c"]])
+    model = crnn.LanguageModel(vocabulary, "gru", 4, rng=0)
+    model.params["output.bias"][vocabulary.id("a")] = -400.0
+    ids = vocabulary.encode(["a", "a"])
+    result = inspect(model, [["a", "a"]])
+    np.testing.assert_allclose(result.surprise[1:], model.token_losses(ids[:-1], ids[1:]))
+    assert result.surprise[1] > 390.0
+    assert result.loss == pytest.approx(model.loss(ids[:-1], ids[1:]))
+
+
+def test_a_prediction_that_is_nan_is_told():
+    model = make_model("rnn", nonlinearity="relu")
+    for array in model.params.values():
+        array[...] = 0.0
+    model.params["rnn.weight_ih_l0"][:2, model.vocabulary.id("b")] = 1e200
+    model.params["rnn.weight_ih_l1"][:2, :2] = np.eye(2)
+    model.params["output.weight"][model.vocabulary.id("c"), :2] = [1e200, -1e200]  # after "b": inf - inf
+    with pytest.raises(ArithmeticError, match="model: the loss of token 5, 'c', is nan; its weights are not usable"):
+        inspect(model, [["a"], ["b", "c", "a"]])
+
+
 def test_one_marker_makes_one_stream():
     vocabulary = crnn.Vocabulary.build([["a", "b", "c"]], start="$", end="$")
     model = make_model(vocabulary=vocabulary)
