@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -63,6 +64,17 @@ def test_evaluate_as_json(capsys, model_path, comments):
     values = json.loads(out)
     assert values["perplexity"] == pytest.approx(math.exp(values["loss"]))
     assert values["unknown"] > 0
+
+
+def test_evaluate_as_json_beyond_the_range_of_floats(capsys, tmp_path):
+    vocabulary = crnn.Vocabulary.build([["a", "b"]], level="whitespace")
+    model = crnn.LanguageModel(vocabulary, "gru", 4, rng=0)
+    model.params["output.bias"][vocabulary.id("a")] = -4000.0
+    model.save("m.safetensors")
+    (tmp_path / "t.txt").write_text("a a a\n", encoding="utf-8")
+    code, out, _ = run(capsys, "evaluate", "m.safetensors", "t.txt", "--json")
+    assert code == 0
+    assert json.loads(out, parse_constant=pytest.fail)["perplexity"] == sys.float_info.max
 
 
 def test_evaluate_errors(capsys, model_path, bare_path, comments, tmp_path):

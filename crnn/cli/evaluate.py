@@ -43,7 +43,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="model file")
     parser.add_argument("file", metavar="FILE", type=Path, help=".csv, .tsv or text file, also compressed with gzip")
     add_reading_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object; a perplexity beyond the range of floats is the largest of them",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no notes")
     add_threads_option(parser)
     parser.set_defaults(run=run)
@@ -51,6 +55,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Carry the command out."""
+    from crnn.history import perplexity_of
+
     model = load_model(options)
     vocabulary = require_vocabulary(model, options.model)
     reading = Reading.of(options, vocabulary.level, vocabulary.lowercase, options.quiet)
@@ -60,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     loss = total / tokens
     if not math.isfinite(loss):
         raise ArithmeticError(f"{options.model}: the loss is {loss}; the model's weights are not usable")
-    perplexity = math.exp(loss) if loss < 709.0 else math.inf
+    perplexity = perplexity_of(loss)
     if unknown and not options.quiet:
         note(
             f"{unknown:,} of {tokens:,} tokens ({100 * unknown / tokens:.1f} %) are outside the vocabulary "
