@@ -245,6 +245,16 @@ def test_the_vocabulary_travels_with_the_model():
     assert "ein" in words
 
 
+def test_half_an_emoji_travels_with_the_model(tmp_path):
+    import json
+
+    vocabulary = crnn.Vocabulary.build([["ü", "\ud83d"]])
+    crnn.interop.onnx.to_onnx(crnn.LanguageModel(vocabulary, hidden_size=4, rng=0), tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    words = json.loads({entry.key: entry.value for entry in model.metadata_props}["crnn.vocabulary"])
+    assert words == list(vocabulary)
+
+
 # ------------------------------------------------------------------------------------------------------ foreign models
 
 

@@ -123,6 +123,14 @@ def test_round_trip_through_a_file(tmp_path):
     assert loaded != Vocabulary.build(text, size=30)
 
 
+def test_half_an_emoji_in_a_file(tmp_path):
+    vocabulary = Vocabulary.build([["ü", "\ud83d"]])
+    vocabulary.save(tmp_path / "v.json")
+    assert Vocabulary.load(tmp_path / "v.json") == vocabulary
+    (tmp_path / "v.json").write_text(json.dumps(Vocabulary.build([["ü"]]).to_dict(), ensure_ascii=False), "utf-8")
+    assert "ü" in Vocabulary.load(tmp_path / "v.json")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -197,6 +205,32 @@ def test_wrong_arguments():
         Vocabulary(["a", SENTENCE_END, UNKNOWN_TOKEN])
     with pytest.raises(ValueError, match="sentence marker already"):
         Vocabulary(["a", "b"], start="a", end="b", unknown="a")
+
+
+@pytest.mark.parametrize("markers", [True, False])
+def test_only_strings_are_encoded(markers):
+    vocabulary = Vocabulary.build(SENTENCES)
+    for sentence, message in (
+        (b"ab", "sentence: token 0 is 97, wanted a string"),
+        ([b"a", b"b"], "sentence: token 0 is b'a', wanted a string"),
+        (["a", "nowhere", None], "sentence: token 2 is None, wanted a string"),
+        (np.array([2, 3]), r"sentence: token 0 is np\.int64\(2\), wanted a string"),
+        (["a", ["b"]], r"sentence: token 1 is \['b'\], wanted a string"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            vocabulary.encode(sentence, markers=markers)
+    assert vocabulary.encode(np.array(["a", "b"]), markers=False).tolist() == [2, 3]
+
+
+def test_only_strings_are_counted():
+    for sentence, message in (
+        ([b"a"], "sentences: sentence 1, token 0 is b'a', wanted a string"),
+        (["a", None], "sentences: sentence 1, token 1 is None, wanted a string"),
+        ([1, 2], "sentences: sentence 1, token 0 is 1, wanted a string"),
+        ([["a", "b"]], r"sentences: sentence 1, token 0 is \['a', 'b'\], wanted a string"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Vocabulary.build([["a"], sentence, ["b"]])
 
 
 def test_decode_refuses_foreign_ids():

@@ -323,5 +323,5 @@ def _language_model(model: LanguageModel, output: str) -> ModelProto:
     metadata = {Z_WEIGHS_KEY: c.z_weighs} if kind == "gru" else {}
     if model.vocabulary is not None:
         words = model.vocabulary.decode(range(len(model.vocabulary)))
-        metadata[_VOCABULARY_KEY] = json.dumps(list(words), ensure_ascii=False)
+        metadata[_VOCABULARY_KEY] = json.dumps(words)  # escaped: half an emoji of a cut text has no UTF-8
     return graph.model("language_model", metadata)

@@ -11,7 +11,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,17 @@ LEVELS = ("word", "character", "whitespace")
 
 _FORMAT = "crnn-vocabulary"
 _VERSION = 1
+
+
+class _Ids(dict[str, int]):
+    """Token -> id; every other string has the id `unknown`. The types of tokens are looked at on a miss only."""
+
+    unknown: int
+
+    def __missing__(self, token: object) -> int:
+        if isinstance(token, str):
+            return self.unknown
+        raise TypeError(f"token: got {token!r}, wanted a string")
 
 
 class Vocabulary:
@@ -83,7 +93,7 @@ class Vocabulary:
                 raise ValueError(f"tokens: entry {position} is an empty string")
         if level not in LEVELS:
             raise ValueError(f"level: got {level!r}, wanted one of {', '.join(map(repr, LEVELS))}")
-        self._ids = {token: number for number, token in enumerate(self._tokens)}
+        self._ids = _Ids((token, number) for number, token in enumerate(self._tokens))
         if len(self._ids) != len(self._tokens):
             twice = next(token for number, token in enumerate(self._tokens) if self._ids[token] != number)
             raise ValueError(f"tokens: {twice!r} stands there more than once")
@@ -95,6 +105,7 @@ class Vocabulary:
         self.start_token = start
         self.end_token = end
         self.unknown_token = unknown
+        self._ids.unknown = self._ids[unknown]
         self.level = level
         self.lowercase = bool(lowercase)
         self.counts: dict[str, int] = dict(counts or {})
@@ -136,7 +147,8 @@ class Vocabulary:
         Raises
         ------
         TypeError
-            A sentence that is a plain string (outside character level), a `size` that is not an integer.
+            A sentence that is a plain string (outside character level), a token that is not a string, a `size` that is
+            not an integer.
         ValueError
             `size` below 4, or no token in the whole text.
         """
@@ -146,19 +158,21 @@ class Vocabulary:
             raise ValueError(f"size: got {size}, wanted at least 4 (two markers, {unknown!r} and one word)")
         counts: Counter[str] = Counter()
         number = 0
-
-        def checked() -> Iterator[Sequence[str]]:
-            nonlocal number
-            for sentence in sentences:
-                if isinstance(sentence, str) and level != "character":
-                    raise TypeError(
-                        f"sentences: sentence {number} is the string {_shorten(sentence)}, wanted a list of words "
-                        "(crnn.text.sentences makes them)"
-                    )
-                number += 1
-                yield sentence
-
-        counts.update(chain.from_iterable(checked()))
+        for sentence in sentences:
+            if isinstance(sentence, str) and level != "character":
+                raise TypeError(
+                    f"sentences: sentence {number} is the string {_shorten(sentence)}, wanted a list of words "
+                    "(crnn.text.sentences makes them)"
+                )
+            seen = len(counts)
+            try:
+                counts.update(iter(sentence))
+            except TypeError:
+                _check_tokens(sentence, f"sentences: sentence {number}, ")
+                raise
+            if len(counts) > seen:
+                _check_tokens(sentence, f"sentences: sentence {number}, ")
+            number += 1
         if not counts:
             raise ValueError(f"sentences: the text is empty ({number} sentences, no word in any of them)")
         found = len(counts)
@@ -235,8 +249,8 @@ class Vocabulary:
         return self.token(key)
 
     def id(self, token: str) -> int:
-        """The id of `token`; `unknown_id` when it is not in the vocabulary."""
-        return self._ids.get(token, self._ids[self.unknown_token])
+        """The id of `token`; `unknown_id` when it is not in the vocabulary. TypeError for anything but a string."""
+        return self._ids[token]
 
     def token(self, number: int) -> str:
         """The token with the id `number`.
@@ -273,21 +287,24 @@ class Vocabulary:
         Raises
         ------
         TypeError
-            A plain string outside character level.
+            A plain string outside character level; a token that is not a string, which is named with its place.
         """
         if isinstance(sentence, str) and self.level != "character":
             raise TypeError(
                 f"sentence: got the string {_shorten(sentence)}, wanted a list of words; "
                 "crnn.text.sentences([text]) cuts raw text"
             )
-        unknown = self.unknown_id
-        get = self._ids.get
-        if not markers:
-            return np.fromiter((get(token, unknown) for token in sentence), dtype=np.int64, count=len(sentence))
-        ids = np.empty(len(sentence) + 2, dtype=np.int64)
-        ids[0] = self.start_id
-        ids[-1] = self.end_id
-        ids[1:-1] = [get(token, unknown) for token in sentence]
+        numbers = map(self._ids.__getitem__, sentence)
+        try:
+            if not markers:
+                return np.fromiter(numbers, dtype=np.int64, count=len(sentence))
+            ids = np.empty(len(sentence) + 2, dtype=np.int64)
+            ids[0] = self.start_id
+            ids[-1] = self.end_id
+            ids[1:-1] = list(numbers)
+        except TypeError:
+            _check_tokens(sentence, "sentence: ")
+            raise
         return ids
 
     def encode_stream(self, sentences: Iterable[Sequence[str]]) -> NDArray[np.int64]:
@@ -426,9 +443,9 @@ class Vocabulary:
             raise ValueError(f"values: the stored vocabulary is damaged: {error.args[0]!r} is missing") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the vocabulary as UTF-8 JSON, atomically."""
+        """Write the vocabulary as JSON, atomically. What is not ASCII is escaped: half an emoji has no UTF-8."""
         with atomic_write(path, "w") as stream:
-            json.dump(self.to_dict(), stream, ensure_ascii=False)
+            json.dump(self.to_dict(), stream)
             stream.write("\n")
 
     @classmethod
@@ -457,6 +474,12 @@ class Vocabulary:
     def __repr__(self) -> str:
         head = ", ".join(repr(token) for token in self._tokens[:4])
         return f"Vocabulary({len(self)} entries, level={self.level!r}, [{head}, ...])"
+
+
+def _check_tokens(sentence: Iterable[object], where: str) -> None:
+    for place, token in enumerate(sentence):
+        if not isinstance(token, str):
+            raise TypeError(f"{where}token {place} is {token!r}, wanted a string")
 
 
 def _shorten(text: str, width: int = 40) -> str:
