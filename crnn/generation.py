@@ -32,7 +32,7 @@ def generate(
     greedy: bool = False,
     prompt: str | Sequence[str] | Sequence[int] | Ids | None = None,
     seed: int | None = None,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
     min_length: int = 1,
     max_length: int = 100,
     allow_unknown: bool = False,
@@ -41,7 +41,8 @@ def generate(
     """Write sentences, word by word, each word drawn from the probabilities that the model gives it.
 
     All sentences are written side by side, one batched step per word. Sentence i depends on the seed and on i only, so
-    the first sentences stay the same when more are asked for.
+    the first sentences stay the same when more are asked for; beyond 8 up to rounding, since the last bits of a
+    probability may then depend on how many are written together.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def generate(
     prompt
         What each sentence begins with: text (cut into words as the training text was), a list of words, or ids.
     seed, rng
-        For repeatable sentences; at most one of them.
+        For repeatable sentences, a seed or a generator; at most one of them.
     min_length, max_length
         Words of a sentence, the prompt's included. Shorter sentences are not ended; longer ones are cut.
     allow_unknown
@@ -106,7 +107,7 @@ def generate(
     greedy = flag(greedy, "greedy")
     if seed is not None and rng is not None:
         raise ValueError("seed and rng both say what to draw from: give one of them")
-    generators = _generators(as_generator(seed, "seed") if rng is None else rng, n)
+    generators = _generators(as_generator(seed, "seed") if rng is None else as_generator(rng, "rng"), n)
 
     words, known = _read_prompt(model, prompt)
     if len(known) >= max_length:

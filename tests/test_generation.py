@@ -92,7 +92,7 @@ def test_side_by_side_equals_one_by_one(cell: str, vocabulary: crnn.Vocabulary) 
 
 def test_seed_and_rng(vocabulary: crnn.Vocabulary) -> None:
     model = make(vocabulary)
-    assert model.generate(3, seed=4) == model.generate(3, rng=np.random.default_rng(4))
+    assert model.generate(3, seed=4) == model.generate(3, rng=np.random.default_rng(4)) == model.generate(3, rng=4)
     rng = np.random.default_rng(4)
     assert model.generate(3, rng=rng) != model.generate(3, rng=rng)
     assert model.generate(3) != model.generate(3)
@@ -233,6 +233,8 @@ def test_impossible_words_are_never_chosen() -> None:
         ({"prompt": [1, 99]}, ValueError, "prompt: got the id 99"),
         ({"prompt": 7}, TypeError, "prompt"),
         ({"seed": 1, "rng": np.random.default_rng(1)}, ValueError, "seed and rng"),
+        ({"rng": "dice"}, TypeError, "rng must be a seed or a numpy.random.Generator, got 'dice'"),
+        ({"rng": -1}, ValueError, "rng must be a seed"),
         ({"greedy": "no"}, TypeError, "greedy"),
         ({"allow_unknown": 2}, TypeError, "allow_unknown"),
         ({"colour": "blue"}, TypeError, "colour"),
