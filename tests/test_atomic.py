@@ -1,5 +1,6 @@
 import os
 import stat
+import time
 
 import pytest
 
@@ -74,3 +75,42 @@ def test_devices_and_pipes_are_not_replaced(tmp_path):
         with pytest.raises(OSError, match="is a device or a pipe"), atomic_write(path) as stream:
             stream.write(b"x")
     assert pipe.is_fifo()
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    for name in ("m" * 255, "\N{SNAKE}" * 63):
+        check_writable(tmp_path / name, "out")
+        with atomic_write(tmp_path / name) as stream:
+            stream.write(b"new")
+        assert (tmp_path / name).read_bytes() == b"new"
+    with pytest.raises(OSError, match=r"out: cannot write .*mm: File name too long"):
+        check_writable(tmp_path / ("m" * 256), "out")
+    with pytest.raises(OSError, match=r"cannot write .*mm: File name too long"), atomic_write(tmp_path / ("m" * 256)):
+        pass
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_links_that_go_round_in_circles(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match=r"out: cannot write .*a: Too many levels of symbolic links"):
+        check_writable(tmp_path / "a", "out")
+    with pytest.raises(OSError, match=r"cannot write .*a: Too many levels"), atomic_write(tmp_path / "a") as stream:
+        stream.write(b"x")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_what_killed_writers_left_of_the_same_file_goes_after_an_hour(tmp_path):
+    old = time.time() - 4000.0
+    for name, when in (
+        (".m[1].17.0123abcd.part", old),
+        (".m[1].18.0123abcd.part", None),
+        (".m1.17.0123abcd.part", old),
+        (".m[1].mine.part", old),
+    ):
+        (tmp_path / name).write_bytes(b"half")
+        if when is not None:
+            os.utime(tmp_path / name, (when, when))
+    with atomic_write(tmp_path / "m[1]") as stream:
+        stream.write(b"new")
+    assert sorted(os.listdir(tmp_path)) == [".m1.17.0123abcd.part", ".m[1].18.0123abcd.part", ".m[1].mine.part", "m[1]"]
