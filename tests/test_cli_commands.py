@@ -353,6 +353,11 @@ def test_inspect_reads_a_file_as_evaluate_does(capsys, readers, tmp_path, name):
             assert run(capsys, "inspect", path, "--text", content)[1] == out
 
 
+def test_a_model_that_is_a_circle_of_links(capsys, tmp_path):
+    (tmp_path / "m").symlink_to("m")
+    assert "m: too many levels of symbolic links" in fails(capsys, "inspect", "m", "--text", "x")
+
+
 def test_names_that_are_not_utf8(capsys, model_path, tmp_path):
     name = "o\udce9.safetensors"  # what Python makes of the byte E9
     try:

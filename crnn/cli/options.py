@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,11 +49,12 @@ def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | 
     ValueError
         Naming both and the file.
     """
-    seen: dict[Path, str] = {path.resolve(): name for name, path in inputs.items() if path is not None}
+    # not Path.resolve, which has an error of its own for links that go round in a circle: opening them tells
+    seen = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
     for name, path in outputs.items():
         if path is None:
             continue
-        other = seen.setdefault(path.resolve(), name)
+        other = seen.setdefault(os.path.realpath(path), name)
         if other != name:
             raise ValueError(f"{name}: {path} is the file of {other} too")
 
