@@ -7,7 +7,6 @@ belongs to one thread at a time.
 
 from __future__ import annotations
 
-import operator
 import os
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crnn import _kernels
+from crnn.arguments import whole_number
 from crnn.atomic import atomic_write
 from crnn.packed import as_real, finite
 
@@ -36,7 +36,7 @@ class _Stream(_kernels.Steps):
     __slots__ = ("_dtype", "_has_c", "_some", "_stack", "batch")
 
     def __init__(self, stack: Any, states: tuple[str, ...], dtype: np.dtype[Any], batch: int) -> None:
-        self.batch = _row_count(batch)
+        self.batch = whole_number(batch, "batch")
         super().__init__(stack, self.batch)
         self._stack = stack
         self._has_c = len(states) == 2
@@ -353,15 +353,3 @@ def _restored(kind: Any, owner: Any, batch: int, states: Sequence[Array]) -> Any
     for own, theirs in zip(stream._stepper.entering, states):
         own[...] = theirs
     return stream
-
-
-def _row_count(batch: object) -> int:
-    if isinstance(batch, bool):
-        raise TypeError("batch: got a bool, wanted a whole number")
-    try:
-        count = operator.index(batch)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"batch: got {type(batch).__name__}, wanted a whole number") from None
-    if count < 1:
-        raise ValueError(f"batch: got {count}, wanted at least 1")
-    return count

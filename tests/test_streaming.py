@@ -444,10 +444,11 @@ def test_streams_that_cannot_be():
     with pytest.raises(ValueError, match="bidirectional layer cannot stream"):
         crnn.LSTM(3, 4, bidirectional=True).stream()
     for batch, error, match in (
-        (0, ValueError, "at least 1"),
-        (-2, ValueError, "at least 1"),
-        (1.0, TypeError, "got float"),
-        (True, TypeError, "got a bool"),
+        (0, ValueError, "batch must be at least 1, got 0"),
+        (-2, ValueError, "batch must be at least 1"),
+        (1.0, TypeError, "batch must be a whole number, not float"),
+        (True, TypeError, "batch must be a whole number, not a bool"),
+        (np.True_, TypeError, "batch must be a whole number, not a bool"),
     ):
         with pytest.raises(error, match=match):
             crnn.LSTM(3, 4).stream(batch)
