@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["CELLS", "NONLINEARITIES", "Z_WEIGHS", "Cell", "initialise", "kernel_name", "tensors"]
+__all__ = ["CELLS", "NONLINEARITIES", "Z_WEIGHS", "Cell", "draw_uniform", "initialise", "kernel_name", "tensors"]
 
 NONLINEARITIES = ("tanh", "sigmoid", "relu")
 Z_WEIGHS = ("candidate", "state")
@@ -70,12 +70,16 @@ def tensors(
 
 
 def initialise(tensor: np.ndarray, hidden_size: int, rng: np.random.Generator) -> None:
-    """Fill `tensor` in place from U(-1/sqrt(H), 1/sqrt(H)), PyTorch's rule for every recurrent tensor.
+    """Fill `tensor` in place from U(-1/sqrt(H), 1/sqrt(H)), PyTorch's rule for every recurrent tensor."""
+    draw_uniform(tensor, 1.0 / np.sqrt(hidden_size), rng)
 
-    The draws are float64 in the order of the public shape, so float32 and float64 layers with the same seed start from
+
+def draw_uniform(tensor: np.ndarray, bound: float, rng: np.random.Generator) -> None:
+    """Fill `tensor` in place from U(-bound, bound), some rows at a time.
+
+    The draws are float64 in the order of the public shape, so float32 and float64 tensors with the same seed start from
     the same numbers, whatever the storage layout.
     """
-    bound = 1.0 / np.sqrt(hidden_size)
     block = max(1, _DRAW_BLOCK // max(1, tensor[:1].size))
     for start in range(0, tensor.shape[0], block):
         part = tensor[start : start + block]

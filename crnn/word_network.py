@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import _kernels, config
 from .arguments import as_generator
 from .bptt import Truncation, resolve
-from .cells import CELLS, initialise, kernel_name, tensors
+from .cells import CELLS, draw_uniform, initialise, kernel_name, tensors
 from .dropout import draw_mask
 from .model_configuration import Configuration
 from .packed import Packed, dense
@@ -36,7 +36,6 @@ State = Array | tuple[Array, Array]
 """(layers, sequences, hidden), or a pair (h, c) of them for the LSTM; sequences in the caller's order."""
 
 _EMBEDDING_BOUND = 0.1
-_DRAW = 1 << 20  # values drawn at a time
 
 
 class GradientSet:
@@ -174,9 +173,9 @@ class WordNetwork:
         generator = as_generator(rng, "rng")
         for name, view in self.parameters.items():
             if scale is not None:
-                _draw(view, scale, generator)
+                draw_uniform(view, scale, generator)
             elif name == "embedding.weight":
-                _draw(view, _EMBEDDING_BOUND, generator)
+                draw_uniform(view, _EMBEDDING_BOUND, generator)
             elif name == "output.bias":
                 view[...] = 0.0
             elif name == "rnn.weight_ih_l0" and c.onehot:
@@ -433,11 +432,3 @@ def _unique_rows(ids: Ids, rows: Array, before: tuple[Ids, Array] | None) -> tup
     summed = np.zeros((len(unique), rows.shape[1]), rows.dtype)
     _kernels.add_rows(summed, place, rows, 1.0)
     return unique, summed
-
-
-def _draw(view: Array, bound: float, rng: np.random.Generator) -> None:
-    """Fill from U(-bound, bound) in float64, some rows at a time: no second copy of a large vocabulary."""
-    block = max(1, _DRAW // max(1, view[:1].size))
-    for start in range(0, len(view), block):
-        part = view[start : start + block]
-        part[...] = rng.uniform(-bound, bound, part.shape)

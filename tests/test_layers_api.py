@@ -66,6 +66,26 @@ def test_initialisation_in_blocks_equals_one_draw(monkeypatch):
     np.testing.assert_array_equal(make("gru", 7, 5).params.flat, whole.params.flat)
 
 
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_models_are_initialised_by_the_same_blocks(scale, monkeypatch):
+    drawn = []
+
+    class Recorder(np.random.Generator):
+        def uniform(self, low, high, size):
+            drawn.append(int(np.prod(size)))
+            return super().uniform(low, high, size)
+
+    model = crnn.LanguageModel(40, "gru", 5, embedding_size=3)
+    model.initialise(Recorder(np.random.PCG64(2)), scale)
+    whole = model.parameters.flat.copy()
+    assert max(drawn) == 200
+    drawn.clear()
+    monkeypatch.setattr("crnn.cells._DRAW_BLOCK", 16)
+    model.initialise(Recorder(np.random.PCG64(2)), scale)
+    assert max(drawn) <= 16
+    np.testing.assert_array_equal(model.parameters.flat, whole)
+
+
 @every_kind
 def test_params_are_live(kind):
     layer, x = make(kind), draw(5, 3)
