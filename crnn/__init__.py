@@ -12,6 +12,7 @@ Every name here is loaded on first use, so that ``import crnn`` costs next to no
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -97,7 +98,22 @@ if not TYPE_CHECKING:  # a type checker knows the names above and reports all ot
             value = getattr(importlib.import_module(_HOME[name]), name)
             globals()[name] = value
             return value
+        if name == "_kernels":  # `from crnn import _kernels` asks here before it looks for the module
+            return _load_kernels()
         raise AttributeError(f"module 'crnn' has no attribute {name!r}")
+
+
+def _load_kernels() -> Any:
+    try:
+        return importlib.import_module("crnn._kernels")
+    except ModuleNotFoundError as error:
+        if error.name != "crnn._kernels":
+            raise
+    place = os.path.dirname(__path__[0])
+    raise ImportError(
+        f"the crnn in {place} has no compiled kernels for this Python (sources that were not built, or a zip file): "
+        "start Python in another folder to get an installed crnn, or build this one: pip install -e ."
+    )
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,11 @@
 """The start of the program: ``crnn`` and ``python -m crnn`` are the same."""
 
+import os
 import sys
 
 
 def start() -> int:
-    """Load and run the program; Ctrl-C while it is still being loaded ends it as it does later.
+    """Load and run the program; Ctrl-C, or a part that is missing, while it is being loaded ends it as later.
 
     Returns
     -------
@@ -18,6 +19,11 @@ def start() -> int:
     except KeyboardInterrupt:
         print("\ncrnn: interrupted", file=sys.stderr)
         return 130
+    except ImportError as error:  # of the program itself: what a command lacks is said by `main`
+        if os.environ.get("CRNN_TRACEBACK"):
+            raise
+        print(f"crnn: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

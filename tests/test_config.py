@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,34 @@ def test_importing_crnn_is_light():
         "& set(sys.modules)))"
     )
     assert done.stdout.strip() == "", done.stderr
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_sources_that_were_not_built_say_so_in_one_sentence(tmp_path, zipped):
+    """As in a checkout after `pip install .`, whose folder Python searches before the installed package."""
+    package = Path(crnn.__file__).parent
+    shutil.copytree(package, tmp_path / "crnn", ignore=shutil.ignore_patterns("_kernels.*", "__pycache__"))
+    place = tmp_path
+    if zipped:
+        place = Path(shutil.make_archive(str(tmp_path / "copy"), "zip", tmp_path, "crnn"))
+        shutil.rmtree(tmp_path / "crnn")
+    # Without site-packages' .pth files, where an editable install hooks in; NumPy is found all the same.
+    path = os.pathsep.join([str(place), str(Path(np.__file__).parents[1])])
+
+    def error(*arguments: str) -> str:
+        command = [sys.executable, "-S", *arguments]
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, env=environment, cwd=place.parent, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        return done.stderr
+
+    wanted = (
+        f"the crnn in {place} has no compiled kernels for this Python (sources that were not built, or a zip file): "
+        "start Python in another folder to get an installed crnn, or build this one: pip install -e ."
+    )
+    for code in ("import crnn; crnn.LSTM", "from crnn import LanguageModel", "from crnn.optim import SGD"):
+        assert error("-c", code).splitlines()[-1] == f"ImportError: {wanted}"
+    assert error("-m", "crnn", "info") == f"crnn: {wanted}\n"
 
 
 def test_setting_the_number_of_threads():
