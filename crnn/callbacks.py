@@ -87,7 +87,7 @@ class ProgressBar(Callback):
 
     def on_epoch_start(self, trainer: Trainer) -> None:
         stream = self.stream if self.stream is not None else sys.stderr
-        if not stream.isatty():
+        if stream is None or not stream.isatty():  # None: the process has no standard error
             return
         from tqdm import tqdm
 

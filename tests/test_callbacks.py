@@ -61,6 +61,11 @@ def test_the_bar_is_silent_elsewhere() -> None:
     assert stream.getvalue() == ""
 
 
+def test_a_process_without_standard_error_trains_all_the_same(monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert len(train(ProgressBar()).history) == 2
+
+
 def test_the_table_has_a_line_per_epoch(capsys) -> None:
     stream = io.StringIO()
     trainer = train(EpochTable(stream), evaluate_first=True)

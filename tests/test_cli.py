@@ -128,6 +128,36 @@ def test_the_module_is_the_program_and_survives_a_closed_pipe():
     assert "Exception" not in done.stderr
 
 
+def program_run(code, **options):
+    command = [sys.executable, "-c", f"from crnn.cli import main as program; {code}"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="ascii", check=False, **options)
+
+
+def test_an_output_that_lacks_a_character_shows_its_escape():
+    code = "program.recipes.run = lambda options: print('na\\u00efve \\u2192'); program.main(['recipes'])"
+    done = program_run(code, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.stdout == "na\\xefve \\u2192\n"
+    done = program_run(code, env={**os.environ, "PYTHONIOENCODING": "ascii:replace"})
+    assert done.stdout == "na?ve ?\n"
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_closed_streams_are_no_obstacle(closed):
+    code = (
+        f"import sys; sys.{closed} = None\n"
+        "from crnn.cli.options import note, progress_bar\n"
+        "def run(options):\n"
+        "    note('seen')\n"
+        "    print('printed')\n"
+        "    with progress_bar('title', 'unit') as update: update(1, 2)\n"
+        "    return 7\n"
+        "program.recipes.run = run\n"
+        "code = program.main(['recipes']); sys.exit(code)"
+    )
+    done = program_run(code)
+    assert (done.returncode, done.stdout) == (7, "" if closed == "stdout" else "printed\n")
+
+
 def test_warnings_are_lines_of_ours(capsys, monkeypatch):
     import warnings
 

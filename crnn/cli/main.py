@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         The exit code: 0, 1 after an error, 130 after Ctrl-C. Wrong options leave by SystemExit(2), as argparse does.
     """
+    _prepare_streams()
     options = build_parser().parse_args(arguments)
     show_traceback = bool(os.environ.get("CRNN_TRACEBACK"))
     with warnings.catch_warnings():
@@ -89,6 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"crnn {options.command}: {describe(error)}", file=sys.stderr)
             return 1
     return int(code)
+
+
+def _prepare_streams() -> None:
+    """What cannot be shown must not end a run: a stream that was closed swallows, an encoding escapes what it lacks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is from the start
 
 
 def describe(error: BaseException) -> str:
