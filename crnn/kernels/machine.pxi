@@ -109,7 +109,11 @@ cdef int configure() except -1:
     blas = os.environ.get("CRNN_BLAS", "")
     if blas not in ("", "crnn", "scipy"):
         raise ImportError(f"CRNN_BLAS={blas!r}: wanted 'crnn' or 'scipy'")
-    use_blas(blas == "scipy" or (blas == "" and not {"avx2", "avx512"} & set(available_isas())))
+    try:
+        use_blas(blas == "scipy" or (blas == "" and not {"avx2", "avx512"} & set(available_isas())))
+    except RuntimeError:  # a big-endian machine: no BLAS there, which only matters to who asked for it
+        if blas:
+            raise
     if wish:
         set_isa(wish)
     return 0
