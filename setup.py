@@ -94,10 +94,12 @@ class BuildKernels(build_ext):
         Path(self.build_temp).mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             ext.extra_objects = list(pool.map(lambda job: self.compile_one(ext, *job), jobs))
-        # Objects that were built for another set of switches are older than the module: this file tells it to relink.
-        record = Path(self.build_temp) / "objects.txt"
-        listing = "\n".join(ext.extra_objects)
+        # What was built for another set of switches may be older than the module: this file tells it to relink. Cython
+        # goes by dates alone, so its output must go too.
+        record = Path(self.build_temp) / "switches.txt"
+        listing = "\n".join([str(self.cython_directives), *ext.extra_objects])
         if not record.exists() or record.read_text(encoding="utf-8") != listing:
+            (Path(self.build_temp) / "crnn" / "_kernels.c").unlink(missing_ok=True)
             record.write_text(listing, encoding="utf-8")
         ext.depends = [*ext.depends, *ext.extra_objects, str(record)]
         ext.extra_compile_args = ["-O2", "-g0", "-fvisibility=hidden", *self.instrumentation()]
