@@ -1,6 +1,9 @@
 # What both lanes of .ci/run share. Sourced with $work, a scratch folder, in the environment.
 # shellcheck shell=bash
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1 CRNN_WERROR=1
+# Logs are read by programs too: no colours, whatever the service around this asks for.
+unset FORCE_COLOR PY_COLORS
+export NO_COLOR=1
 python=${CRNN_CI_PYTHON:-python3}
 current=
 
