@@ -3,7 +3,7 @@ import time
 import nltk.data
 import pytest
 
-from crnn.text import sentences, words
+from crnn.text import sentences, tokenise, words
 from crnn.text.tokenise import _before_stops, installed_punkt, split_paragraphs, train_punkt
 
 DOCUMENTS = ["Hello there, World! How ARE you?", "", "It's fine.\n\nA new paragraph\nruns on"]
@@ -115,6 +115,21 @@ def test_punkt_learns_abbreviations_from_the_corpus(monkeypatch):
     assert list(splitter.tokenize("It took qnty. ten days. Fine.")) == ["It took qnty. ten days.", "Fine."]
     assert ["the", "qnty", ".", "value", "is", "enough", "."] not in sentences(abbreviation_corpus())
     assert ["the", "qnty.", "value", "is", "enough", "."] in sentences(abbreviation_corpus())
+
+
+def test_punkt_learns_from_the_first_characters_alone(monkeypatch):
+    learned = []
+
+    def train(texts):
+        learned.extend(texts)
+        return train_punkt(learned)
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setattr(tokenise, "TRAINING_CHARACTERS", 20)
+    monkeypatch.setattr(tokenise, "train_punkt", train)
+    documents = ["It is a dog.", "That is one huge document. It goes on and on.", "The last."]
+    assert len(sentences(iter(documents))) == 4
+    assert learned == ["It is a dog.", "That is "]
 
 
 def test_short_texts_teach_no_abbreviations(monkeypatch):

@@ -54,7 +54,8 @@ def sentences(
     Parameters
     ----------
     documents
-        Strings. Read once; at most the first two million characters are kept while Punkt learns from them.
+        Strings. Read once; Punkt learns from the first two million characters, and the documents that hold them are
+        kept meanwhile.
     level
         "word": NLTK's sentence and word tokenisation; blank lines always end a sentence. "character": a sentence is a
         whole document, its tokens are the characters. "whitespace": a sentence is a line, its tokens are what blanks
@@ -176,14 +177,16 @@ def _punkt_for(texts: Iterator[str]) -> tuple[SentenceSplitter, Iterator[str]]:
     model = installed_punkt()
     if model is not None:
         return model, texts
+    taken: list[str] = []
     sample: list[str] = []
-    characters = 0
+    left = TRAINING_CHARACTERS
     for text in texts:
-        sample.append(text)
-        characters += len(text)
-        if characters >= TRAINING_CHARACTERS:
+        taken.append(text)
+        sample.append(text[:left])
+        left -= len(text)
+        if left <= 0:
             break
-    return train_punkt(sample), chain(_drain(sample), texts)
+    return train_punkt(sample), chain(_drain(taken), texts)
 
 
 def _drain(items: list[str]) -> Iterator[str]:
