@@ -102,7 +102,7 @@ class History(Sequence[Record]):
         ``valid_perplexity``.
     stopped
         Why training ended: "" (still running), "finished", "interrupted", "diverged", "early stopping",
-        "step limit" or "time limit".
+        "step limit", "time limit", "failed" (by an error), or the reason that was given to `crnn.Trainer.stop`.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:

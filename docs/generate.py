@@ -11,7 +11,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
-from types import ModuleType, UnionType
+from types import GenericAlias, ModuleType, UnionType
 
 import crnn
 from crnn.cli.main import build_parser
@@ -91,6 +91,8 @@ def summary(value: object) -> str:
     """First paragraph of a docstring; constants and type aliases show their value."""
     if isinstance(value, UnionType):
         return f"`{' | '.join(part.__name__ for part in value.__args__)}`"
+    if isinstance(value, GenericAlias):
+        return f"`{value}`".replace("typing.", "")
     if isinstance(value, (str, int, float, tuple)):
         return f"`{value!r}`"
     if isinstance(value, dict):

@@ -64,6 +64,7 @@ def test_every_public_module_has_its_section():
     for name in crnn.__all__:
         if isinstance(getattr(crnn, name), types.ModuleType):
             assert f"## crnn.{name}" in api, f"docs/generate.py leaves out crnn.{name}"
+    assert "| `crnn.history.Record` | `dict[str, Any]` |" in api  # an alias shows what it stands for
 
 
 def test_every_function_of_the_c_header_has_a_c_test():
