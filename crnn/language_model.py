@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _kernels
-from .arguments import as_generator
+from .arguments import as_generator, number
 from .bptt import Truncation
 from .model_configuration import Configuration
 from .token_sequences import as_sequences, in_batches, one_batch, read_ids, read_pairs
@@ -70,9 +70,11 @@ class LanguageModel(WordNetwork):
     ----------
     params : mapping
         Name -> live array: "embedding.weight" (V, E) if there is one, "rnn.weight_ih_l0" ..., "output.weight" (V, H),
-        "output.bias" (V,). With tied weights "embedding.weight" and "output.weight" are two names of one array.
+        "output.bias" (V,). With tied weights "embedding.weight" and "output.weight" are two names of one array, which
+        an update in place, name by name, would change twice. "output.weight" and one-hot "rnn.weight_ih_l0" are
+        transposed views: ``reshape(-1)`` and ``ravel()`` of them are copies, and writing there changes no model.
     parameters : crnn.parameters.Parameters
-        The same tensors over their flat buffer, each once.
+        The same tensors over their flat buffer, each once, also with tied weights.
     configuration : crnn.model_configuration.Configuration
     vocabulary : Vocabulary or None
     rng : numpy.random.Generator
@@ -267,13 +269,13 @@ class LanguageModel(WordNetwork):
         -------
         dict
             Name -> array in the public shape, names as in `params`. With tied weights both names hold the same array,
-            the gradient of the shared matrix.
+            the gradient of the shared matrix: subtract it once, as a loop over the names of `parameters` does.
         """
         gradients = self.new_gradients()
         self.loss_and_gradients(one_batch(*self._read_pairs(x, y)), gradients, truncation, training=False)
         for name, (ids, rows) in gradients.sparse.items():
             gradients.dense.storage(name)[ids] = rows
-        return {name: gradients.dense[_canonical(name, self.configuration)] for name in self.params}
+        return dict(self._named(gradients.dense))
 
     def gradient_check(self, x: Any, y: Any, truncation: Truncation | None = None, **options: Any) -> GradientReport:
         """Compare `gradients` with finite differences, every tensor, in float64.
@@ -302,11 +304,12 @@ class LanguageModel(WordNetwork):
         Raises
         ------
         TypeError, ValueError
-            As `total_loss`; and ValueError for a learning rate that is not finite.
+            As `total_loss`; and for a learning rate that is no number or not finite.
         """
-        if not math.isfinite(learning_rate):
-            raise ValueError(f"learning_rate: got {learning_rate}, wanted a finite number")
-        return self.fused_sgd(one_batch(*self._read_pairs(x, y)), learning_rate, truncation)[0]
+        rate = number(learning_rate, "learning_rate")
+        if not math.isfinite(rate):
+            raise ValueError(f"learning_rate: got {rate}, wanted a finite number")
+        return self.fused_sgd(one_batch(*self._read_pairs(x, y)), rate, truncation)[0]
 
     def generate(self, n: int = 1, **options: Any) -> list[Any]:
         """Write `n` sentences; see `crnn.generation.generate` for the options (temperature, top_k, prompt, seed...)."""
@@ -338,10 +341,6 @@ class LanguageModel(WordNetwork):
         return read_pairs(*as_sequences(xs, ys), self.configuration.vocabulary_size)
 
 
-def _canonical(name: str, configuration: Configuration) -> str:
-    return "output.weight" if configuration.tie_weights and name == "embedding.weight" else name
-
-
 def _read_vocabulary(value: Any) -> tuple[Vocabulary | None, int]:
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return None, int(value)
@@ -354,9 +353,11 @@ def _read_vocabulary(value: Any) -> tuple[Vocabulary | None, int]:
 
 def _dtype_name(dtype: Any) -> str:
     try:
-        return np.dtype(dtype).name
+        if dtype is not None:  # which NumPy takes for float64
+            return np.dtype(dtype).name
     except TypeError:
-        raise TypeError(f"dtype: got {dtype!r}, wanted float32 or float64") from None
+        pass
+    raise TypeError(f"dtype: got {dtype!r}, wanted float32 or float64")
 
 
 def _copied(rng: np.random.Generator) -> np.random.Generator:

@@ -47,12 +47,17 @@ def as_sequences(xs: Any, ys: Any) -> tuple[Any, Any]:
     for name, value in (("xs", xs), ("ys", ys)):
         if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or not hasattr(value, "__getitem__"):
             raise TypeError(f"{name}: got {type(value).__name__}, wanted sequences of ids")
-    single = [len(value) > 0 and np.isscalar(value[0]) for value in (xs, ys)]
+    single = [len(value) > 0 and _is_scalar(value[0]) for value in (xs, ys)]
     if single == [True, True]:
         return [xs], [ys]
     if any(single) and len(xs) and len(ys):
         raise ValueError(f"{'ys' if single[0] else 'xs'}: got several sequences, but one on the other side")
     return ([xs], [ys]) if any(single) else (xs, ys)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Python's and NumPy's scalars, and arrays without axes, which elements of a PyTorch tensor are."""
+    return np.isscalar(value) or getattr(value, "ndim", None) == 0
 
 
 def read_pairs(xs: Sequence[ArrayLike], ys: Sequence[ArrayLike], words: int) -> tuple[list[Ids], list[Ids]]:

@@ -65,11 +65,19 @@ class _TiedView(Mapping[str, Array]):
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
 
+    @staticmethod
+    def _owner(name: str) -> str:
+        return "output.weight" if name == "embedding.weight" else name
+
     def __getitem__(self, name: str) -> Array:
-        return self._parameters["output.weight" if name == "embedding.weight" else name]
+        return self._parameters[self._owner(name)]
 
     def __setitem__(self, name: str, value: Array) -> None:
-        self._parameters["output.weight" if name == "embedding.weight" else name] = value
+        self._parameters[self._owner(name)] = value
+
+    def update(self, *tensors: Any, **named: Any) -> None:
+        """As `Parameters.update`; of two values for the shared matrix the later one counts."""
+        self._parameters.update({self._owner(name): value for name, value in dict(*tensors, **named).items()})
 
     def __iter__(self) -> Iterator[str]:
         return iter(("embedding.weight", *self._parameters))
@@ -130,7 +138,7 @@ class WordNetwork:
         if c.bias:
             specs.append(Spec("output.bias", (c.vocabulary_size,)))
         self.parameters = parameters = Parameters(specs, self.dtype, weights)
-        self.params: Mapping[str, Array] = _TiedView(parameters) if c.tie_weights else parameters
+        self.params = self._named(parameters)
         self._names = [None if shape is None else f"rnn.{name}" for name, shape in shapes]
         self._stack = _kernels.Stack(
             kernel_name(self._cell, c.nonlinearity),
@@ -182,6 +190,10 @@ class WordNetwork:
                 initialise(view, c.vocabulary_size, generator)
             else:
                 initialise(view, c.hidden_size, generator)
+
+    def _named(self, parameters: Parameters) -> Mapping[str, Array]:
+        """This model's parameters, or a twin of them, under all names."""
+        return _TiedView(parameters) if self.configuration.tie_weights else parameters
 
     def new_gradients(self) -> GradientSet:
         """Room for this model's gradients."""

@@ -103,6 +103,8 @@ def test_one_sequence_may_come_without_a_list() -> None:
     model = make()
     assert model.total_loss(XS[0], YS[0]) == model.total_loss([XS[0]], [YS[0]])
     assert model.loss(np.array(XS[2], np.uint8), tuple(YS[2])) == model.loss([XS[2]], [YS[2]])
+    without_axes = [np.array(word) for word in XS[2]]  # as the elements of a PyTorch tensor are
+    assert model.loss(without_axes, YS[2]) == model.loss(XS[2], YS[2])
     for name, gradient in model.gradients(XS[0], YS[0]).items():
         np.testing.assert_array_equal(gradient, model.gradients([XS[0]], [YS[0]])[name])
 
@@ -387,6 +389,11 @@ def test_tied_weights_are_one_matrix() -> None:
     assert len(model.params) == len(list(model.params)) == len(model.parameters) + 1
     model.params["embedding.weight"] = np.full((WORDS, 7), 0.25)
     assert (model.params["output.weight"] == 0.25).all()
+    gradients, before = model.gradients(XS, YS), model.params["output.weight"].copy()
+    model.params.update({name: view - 0.1 * gradients[name] for name, view in model.params.items()})
+    np.testing.assert_array_equal(model.params["embedding.weight"], before - 0.1 * gradients["output.weight"])
+    with pytest.raises(ValueError, match="nonsense: unexpected"):
+        model.params.update(nonsense=1.0)
 
 
 def test_initial_weights() -> None:
@@ -489,6 +496,7 @@ def test_bad_ids_in_packed_batches() -> None:
         ({"z_weighs": "both"}, ValueError, "z_weighs"),
         ({"dtype": np.float16}, ValueError, "float16"),
         ({"dtype": "complicated"}, TypeError, "dtype"),
+        ({"dtype": None}, TypeError, "dtype: got None, wanted float32 or float64"),
     ],
 )
 def test_bad_construction(options, error, match) -> None:
@@ -500,6 +508,9 @@ def test_bad_options() -> None:
     model = make()
     with pytest.raises(ValueError, match="learning_rate: got nan"):
         model.sgd_step(XS, YS, math.nan)
+    for rate, error in (("0.1", TypeError), (None, TypeError), (10**400, ValueError)):
+        with pytest.raises(error, match="learning_rate must be a number"):
+            model.sgd_step(XS, YS, rate)
     with pytest.raises(TypeError, match="truncation"):
         model.gradients(XS, YS, 4)
     with pytest.raises(ValueError, match="scale"):
