@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import io
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from test_tensorboard import events
 
 from crnn import callbacks, optim, schedules
 from crnn.callbacks import BestModel, Callback, EarlyStopping, EpochTable, JSONLinesLog, ProgressBar, TensorBoard
+from crnn.checkpoint import Checkpoints
 from crnn.data import Sentences
-from crnn.history import History
+from crnn.history import History, perplexity_of
 from crnn.trainer import Trainer
 
 WORDS = 7
@@ -53,6 +56,33 @@ def test_the_bar_shows_tokens_loss_perplexity_and_epoch_on_a_terminal() -> None:
     assert "loss " in shown
     assert "perplexity " in shown
     assert "30.0/30.0" in shown
+
+
+def counts(shown: str) -> list[float]:
+    """The tokens of every drawing of the bar, those that say the same once."""
+    numbers = [float(number) for number in re.findall(r"([\d.]+)/30\.0", shown)]
+    return [b for a, b in itertools.pairwise([-1.0, *numbers]) if a != b]
+
+
+def test_the_bar_counts_the_epochs_tokens_and_shows_their_mean_loss() -> None:
+    stream = Terminal()
+    trainer = train(ProgressBar(stream, interval=0.0))
+    shown = stream.getvalue()
+    assert counts(shown) == [0, 5, 10, 15, 20, 25, 30] * 2
+    for loss in trainer.history.column("train_loss"):
+        assert f"loss {loss:.3f}, perplexity {perplexity_of(loss):.5g}" in shown
+
+
+def test_the_bar_and_the_table_of_a_resumed_run_go_on_where_it_stood(tmp_path) -> None:
+    data = [np.random.default_rng(i).integers(0, WORDS, 6) for i in range(6)]
+    Trainer(Bigram(WORDS), callbacks=[Checkpoints(tmp_path)]).fit(Sentences(data), epochs=2, max_steps=8)
+    terminal, table = Terminal(), io.StringIO()
+    trainer = Trainer(Bigram(WORDS), callbacks=[ProgressBar(terminal, interval=0.0), EpochTable(table)])
+    history = trainer.fit(Sentences(data), epochs=2, resume=tmp_path)
+    assert counts(terminal.getvalue()) == [10, 15, 20, 25, 30]
+    rows = [line.split() for line in table.getvalue().splitlines()[1:]]
+    assert [row[0] for row in rows] == ["1/2", "2/2"]
+    assert [row[1] for row in rows] == [f"{loss:.4f}" for loss in history.column("train_loss")]
 
 
 def test_the_bar_is_silent_elsewhere() -> None:

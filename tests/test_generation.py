@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import crnn
-from crnn.generation import choose, nucleus
+from crnn.generation import _generators, choose, nucleus
 
 SENTENCES = [["the", "cat", "sat", "on", "it", "."], ["a", "dog", "did", "n't", "run", "."], ["the", "dog", "sat"]]
 
@@ -88,6 +88,31 @@ def test_side_by_side_equals_one_by_one(cell: str, vocabulary: crnn.Vocabulary) 
     assert together[0] == model.generate(seed=8, max_length=15)[0]
     assert len(set(together)) > 6
     assert together != model.generate(12, seed=9, max_length=15)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_sentences_go_on_from_their_own_words_when_others_have_ended(cell: str) -> None:
+    """Word by word from the model's predictions over the sentence's own beginning, drawn by its own generator."""
+    vocabulary = crnn.Vocabulary.build([[a, b] for a in "abcdef" for b in "ghijkl"], size=40)
+    model = crnn.LanguageModel(vocabulary, cell, 24, rng=0)
+    for view in model.params.values():
+        view[...] *= 4.0  # so that what was read long ago still matters
+    model.params["output.weight"][...] *= 3.0
+    expected = []
+    for generator in _generators(np.random.default_rng(1), 20):
+        ids = [vocabulary.start_id]
+        while len(ids) <= 12:
+            p = model.probabilities(ids)[-1:].copy()
+            p[:, [vocabulary.unknown_id, vocabulary.start_id]] = 0.0
+            if len(ids) == 1:  # no sentence is empty
+                p[:, vocabulary.end_id] = 0.0
+            word = int(choose(p, np.array([generator.random()]))[0])
+            if word == vocabulary.end_id:
+                break
+            ids.append(word)
+        expected.append(ids[1:])
+    assert len({len(ids) for ids in expected}) > 1
+    assert model.generate(20, seed=1, max_length=12) == [vocabulary.text(ids) for ids in expected]
 
 
 def test_seed_and_rng(vocabulary: crnn.Vocabulary) -> None:
@@ -258,3 +283,16 @@ def test_broken_models_are_told(vocabulary: crnn.Vocabulary) -> None:
         model.generate()
     with pytest.raises(ValueError, match="no word is left to draw"):
         bigram_model(vocabulary, {"SENTENCE_START": {"UNKNOWN_TOKEN": 1.0}}).generate()
+
+
+def test_what_goes_on_beyond_the_end_has_the_start_marker_too(vocabulary: crnn.Vocabulary) -> None:
+    chain = {"SENTENCE_START": {"the": 1.0}, "the": {"cat": 1.0}, "cat": {"SENTENCE_END": 1.0}}
+    model = bigram_model(vocabulary, {**chain, "SENTENCE_END": {"SENTENCE_START": 1.0}})
+    [text] = model.generate(seed=1, until_end=False, max_length=6)
+    assert text.split() == ["the", "cat", "SENTENCE_END", "SENTENCE_START", "the", "cat"]
+
+
+def test_what_top_p_reaches_exactly_leaves_out_the_next_word() -> None:
+    p = np.array([[0.25, 0.5, 0.125, 0.125]])
+    assert nucleus(p, None, 0.5).tolist() == [[False, True, False, False]]
+    assert nucleus(p, None, 0.75).tolist() == [[True, True, False, False]]

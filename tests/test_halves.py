@@ -132,6 +132,23 @@ def test_the_first_value_that_is_not_finite_is_named(count, threads, rng):
             run_of.backward(d)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_values_in_both_halves_that_are_not_finite_the_earlier_steps_is_named(count, threads, rng):
+    threads(count)
+    layer = crnn.LSTM(5, 8, rng=1)
+    x = rng.standard_normal((36, 8, 5)).astype("float32")
+    run_of = layer.forward(x)
+    d = np.zeros((36, 8, 8), "float32")
+    for first, second, named in (((2, 5), (33, 3), "33, 3"), ((2, 3), (33, 5), "2, 3"), ((2, 4), (33, 4), "2, 4")):
+        bad, bad_d = x.copy(), d.copy()
+        for array in (bad, bad_d):
+            array[(*first, 1)] = array[(*second, 1)] = np.nan
+        with pytest.raises(ValueError, match=rf"at x\[{named}, 1\]"):
+            layer.forward(bad)
+        with pytest.raises(ValueError, match=rf"\[{named}, 1\]"):
+            run_of.backward(bad_d)
+
+
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_results_of_a_batch_in_halves_lie_one_sequence_after_the_other(kind, threads, rng):
     threads(2)

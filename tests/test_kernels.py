@@ -127,6 +127,7 @@ MASKED = [
     for kind in KINDS
     for layers, both, dtype, scheme in [
         (2, False, "float32", ("window", 3)),
+        (3, False, "float64", ("window", 2)),
         (3, False, "float64", ("full",)),
         (2, True, "float32", ("full",)),
     ]
@@ -252,6 +253,13 @@ def test_sum_squares_of_float32_accumulates_in_float64(isa):
     assert _kernels.sum_squares(a) == pytest.approx(2_000_000 * float(np.float32(1e-3)) ** 2, rel=1e-10)
     assert _kernels.sum_squares(np.array([np.nan, 1.0], np.float32)) != _kernels.sum_squares(np.ones(2, np.float32))
     assert not np.isfinite(_kernels.sum_squares(np.array([1.0, np.inf, 2.0])))
+
+
+def test_sum_squares_of_more_than_256_pieces(isa, rng):
+    a = np.zeros((256 + 2) * 65536 + 5, np.float32)  # untouched pages cost nothing
+    a[3], a[256 * 65536 :] = 2.0, grid.asymmetric(rng, (2 * 65536 + 5,), "float32")
+    exact = 4.0 + float((a[256 * 65536 :].astype(np.float64) ** 2).sum())
+    assert _kernels.sum_squares(a) == pytest.approx(exact, rel=1e-12)
 
 
 def test_sum_squares_of_large_float32_values_does_not_overflow(isa):

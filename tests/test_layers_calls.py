@@ -217,6 +217,29 @@ def test_any_memory_layout_and_real_dtype_will_do(kind):
             np.testing.assert_array_equal(a, b)
 
 
+@every_kind
+@pytest.mark.parametrize("which", ["x", "d_output"])
+def test_arrays_of_a_list_may_have_steps_differently_far_apart(kind, which):
+    def spread(arrays):
+        """The same values; from one step to the next it is as far as the row is wide, then 2, 3 and 4 times as far."""
+        wide = [np.full((len(array), i, array.shape[1]), 7.0) for i, array in enumerate(arrays, start=1)]
+        for room, array in zip(wide, arrays):
+            room[:, 0] = array
+        return [room[:, 0] for room in wide]
+
+    layer = make(kind)
+    xs = [draw(steps, 3, seed=steps) for steps in (4, 6, 3, 5)]
+    d_outputs = [draw(len(x), 4, seed=9 + len(x)) for x in xs]
+    wanted = layer.forward(xs)
+    back = wanted.backward(d_outputs)
+    run = layer.forward(spread(xs) if which == "x" else xs)
+    found = run.backward(spread(d_outputs) if which == "d_output" else d_outputs)
+    for a, b in zip([*run.output, *found.input], [*wanted.output, *back.input], strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name, gradient in back.params.items():
+        np.testing.assert_array_equal(found.params[name], gradient, err_msg=name)
+
+
 # ---------------------------------------------------------------------------------------------------------- refusals
 
 

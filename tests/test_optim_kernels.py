@@ -85,6 +85,22 @@ def test_dense_rules(rule, dtype, n, isa, rng):
             close(moment, expected, step)
 
 
+@pytest.mark.parametrize("step", [21, 400, 10**6])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rule", ["adam", "adamw"])
+def test_corrections_of_late_steps(rule, dtype, step, isa, rng):
+    formula, _, rates = numbers(step)[rule]
+    beta2 = 1 - 0.5 / step  # far from 1 is the correction at this step, whichever it is
+    rates = (*rates[:2], beta2, *rates[3:])
+    p, g, mean = (grid.asymmetric(rng, (37,), dtype) for _ in range(3))
+    square = np.abs(grid.asymmetric(rng, (37,), dtype)) + np.ones((), dtype)
+    exact = [array.astype(np.float64) for array in (p, g, mean, square)]
+    kernel(rule)(p, g, mean, square, *rates)
+    formula(*exact, *rates)
+    for actual, expected in zip((p, g, mean, square), exact):
+        close(actual, expected, 4)
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (9, 5), (40, 17), (23, 64), (300, 33)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rule", RULES)

@@ -309,3 +309,19 @@ def test_large_vocabularies(vocabulary, dtype, isa, threads):
     limit = 64 * np.finfo(dtype).eps
     for found, wanted in ((losses, expected), (dh, d_h), (grads["weight"], d_weight), (grads["bias"], d_bias)):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=limit * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_rows_make_gradients_zero_or_leave_what_they_add_to(dtype, accumulate, isa):
+    given = head(17, 3, 5, dtype)
+    grads = given.params.like()
+    for view in grads.values():
+        view[...] = 5.0
+    total = _kernels.softmax_loss(
+        given.h[:0], given.weight_t, given.bias, given.targets[:0], None, grads.storage("weight"), grads["bias"],
+        accumulate=accumulate,
+    )  # fmt: skip
+    assert total == 0.0
+    for name, view in grads.items():
+        np.testing.assert_array_equal(view, np.full_like(view, 5.0 if accumulate else 0.0), err_msg=name)

@@ -49,6 +49,11 @@ def test_plateau_threshold_and_minimum() -> None:
     assert rates == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2]
 
 
+def test_plateau_leaves_a_rate_alone_that_is_below_the_minimum_from_the_start() -> None:
+    assert by_loss(Plateau(0.5, minimum=0.3), [3, 4, 5], base=0.1) == [0.1, 0.1, 0.1]
+    assert by_loss(Plateau(0.5, minimum=0.3), [3, 4, 5], base=0.8) == [0.8, 0.4, 0.3]
+
+
 def test_exponential() -> None:
     assert by_epoch(Exponential(0.9), 3) == pytest.approx([1.0, 0.9, 0.81])
 

@@ -321,3 +321,11 @@ def test_names_decide_how_a_file_is_read(tmp_path):
     (tmp_path / "t.txt").write_text("a, b\n\nc", encoding="utf-8")
     assert list(read_csv(tmp_path / "t.txt")) == ["a, b", "c"]
     assert list(read_documents(write_csv(tmp_path / "C.CSV.gz", opener=gzip.open), "body")) == BODIES
+
+
+def test_spaces_around_names_and_before_fields_do_not_matter(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text('id , body ,score\na1, "One, two", 3\nb2,three,4\n')
+    documents = read_csv(path, "body")
+    assert documents.columns == ("id", "body", "score")
+    assert list(documents) == ["One, two", "three"]

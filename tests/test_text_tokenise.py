@@ -170,3 +170,8 @@ def test_a_text_without_blanks_takes_linear_time():
     started = time.perf_counter()
     assert list(_before_stops("x" * 300_000)) == []
     assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n", "\r\r", "\n \t\n", "\r \r"])
+def test_a_blank_line_ends_a_sentence_whatever_ends_lines(blank):
+    assert sentences([f"one two{blank}three"]) == [["one", "two"], ["three"]]

@@ -122,12 +122,18 @@ def test_stream_carries_the_state_from_step_to_step_and_starts_each_epoch_afresh
     assert [batch.carry for batch in model.batches] == [False, True, True, True] * 2
 
 
-def test_gradient_accumulation_equals_one_large_batch(sentences) -> None:
+@pytest.mark.parametrize("normalise", ["sequences", "tokens", None])
+@pytest.mark.parametrize("optimizer", [optim.Adam(0.05), optim.SGD(0.1, momentum=0.5)])  # Adam does not feel a scale
+def test_gradient_accumulation_equals_one_large_batch(sentences, optimizer, normalise) -> None:
     small, large = Bigram(WORDS), Bigram(WORDS)
     for model, batch_size, accumulate in ((small, 2, 4), (large, 8, 1)):
-        Trainer(model, optimizer=optim.Adam(0.05), accumulate=accumulate, schedule=schedules.Constant()).fit(
-            Sentences(sentences, batch_size), epochs=2
-        )
+        Trainer(
+            model,
+            optimizer=copy.deepcopy(optimizer),
+            normalise=normalise,
+            accumulate=accumulate,
+            schedule=schedules.Constant(),
+        ).fit(Sentences(sentences, batch_size), epochs=2)
     np.testing.assert_allclose(small.parameters.flat, large.parameters.flat, rtol=1e-10, atol=1e-12)
 
 
@@ -170,6 +176,21 @@ def test_clipping_by_value(sentences) -> None:
     ids, rows = gradients.sparse["table"]
     expected = twin.parameters["table"][ids] - np.clip(rows, -0.01, 0.01)
     np.testing.assert_allclose(model.parameters["table"][ids], expected, rtol=1e-12)
+
+
+def test_the_norm_is_that_of_the_clipped_values(sentences) -> None:
+    model, twin = Bigram(WORDS), Bigram(WORDS)
+    data = Sentences(sentences, 8)
+    Trainer(model, optimizer=optim.SGD(1.0), clip_value=0.02, clip_norm=0.1).fit(data, epochs=1)
+    gradients = twin.new_gradients()
+    twin.loss_and_gradients(next(data.batches()), gradients, None, 1 / 8)
+    ids, rows = gradients.sparse["table"]
+    clipped = [np.clip(g, -0.02, 0.02) for g in (gradients.dense["drift"], rows)]
+    factor = 0.1 / math.sqrt(sum((g * g).sum() for g in clipped))
+    assert factor < 1.0
+    moved = [twin.parameters["drift"] - model.parameters["drift"], (twin.params["table"] - model.params["table"])[ids]]
+    for change, g in zip(moved, clipped):
+        np.testing.assert_allclose(change, factor * g, rtol=1e-9, atol=1e-15)
 
 
 def test_record_fields_and_validation(sentences) -> None:

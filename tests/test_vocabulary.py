@@ -244,3 +244,8 @@ def test_decode_refuses_foreign_ids():
         vocabulary.decode([0.5])
     with pytest.raises(ValueError, match="shape"):
         vocabulary.decode(np.zeros((2, 2), int))
+
+
+def test_markers_in_the_text_count_as_well():
+    vocabulary = Vocabulary.build([["a", SENTENCE_END, "b"], ["b", SENTENCE_END], ["b"]])
+    assert vocabulary.counts == {SENTENCE_END: 5, SENTENCE_START: 3, "a": 1, "b": 3}
