@@ -94,10 +94,10 @@ def test_side_by_side_equals_one_by_one(cell: str, vocabulary: crnn.Vocabulary) 
 def test_sentences_go_on_from_their_own_words_when_others_have_ended(cell: str) -> None:
     """Word by word from the model's predictions over the sentence's own beginning, drawn by its own generator."""
     vocabulary = crnn.Vocabulary.build([[a, b] for a in "abcdef" for b in "ghijkl"], size=40)
-    model = crnn.LanguageModel(vocabulary, cell, 24, rng=0)
+    model = crnn.LanguageModel(vocabulary, cell, 24, rng=2)
     for view in model.params.values():
-        view[...] *= 4.0  # so that what was read long ago still matters
-    model.params["output.weight"][...] *= 3.0
+        view[...] *= 3.0  # so that what was read long ago still matters
+    model.params["output.weight"][...] *= 1.5
     expected = []
     for generator in _generators(np.random.default_rng(1), 20):
         ids = [vocabulary.start_id]
@@ -111,7 +111,7 @@ def test_sentences_go_on_from_their_own_words_when_others_have_ended(cell: str) 
                 break
             ids.append(word)
         expected.append(ids[1:])
-    assert len({len(ids) for ids in expected}) > 1
+    assert len({len(ids) for ids in expected}) > 3
     assert model.generate(20, seed=1, max_length=12) == [vocabulary.text(ids) for ids in expected]
 
 
