@@ -107,6 +107,11 @@ def as_array(name: str, value: Any) -> npt.NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def widened(bits: npt.NDArray[np.uint16]) -> npt.NDArray[Any]:
+    """bfloat16, as the integers of the same bits, in float32, which is exact: it is the upper half of one."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def as_arrays(weights: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     """`as_array` over a mapping; a TypeError lists every value that was refused."""
     arrays: dict[str, npt.NDArray[Any]] = {}

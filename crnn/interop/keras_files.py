@@ -8,12 +8,15 @@ and the attribute `name` of a layer's `vars` is the name it has in Keras. It doe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
+import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crnn.atomic import atomic_write
-from crnn.interop._weights import Kind, Layer, gates_of, kind_of
+from crnn.interop._weights import Kind, Layer, gates_of, kind_of, widened
 from crnn.layers import GRU, RNN
 
 __all__ = ["from_file", "to_file"]
@@ -30,6 +33,7 @@ __all__ = ["from_file", "to_file"]
 _CLASS: dict[Kind, str] = {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
 _GROUP: dict[Kind, str] = {"rnn": "simple_rnn", "lstm": "lstm", "gru": "gru"}
 _WEIGHTS = "model.weights.h5"  # its name inside a .keras archive
+_LIMIT, _SMALL = 100_000_000, 1_000_000  # bytes of a member and of an array that may be stored much compressed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +41,22 @@ class _Found:
     """One recurrent Keras layer in a file."""
 
     path: str  # of its HDF5 group
-    name: str  # in Keras
-    weights: list[npt.NDArray[Any]]  # in the order of get_weights()
+    name: str | None  # in Keras, where the file says it
+    weights: list[Any]  # in the order of get_weights(); HDF5 datasets until the layer is chosen
     bidirectional: bool
     arrays_per_cell: int
 
     @property
     def kind(self) -> Kind:
-        return gates_of(f"{self.path}: the transposed recurrent kernel", self.weights[1].T)
+        recurrent = np.broadcast_to(np.float32(0), self.weights[1].shape)
+        return gates_of(f"{self.path}: the transposed recurrent kernel", recurrent.T)
+
+    def __str__(self) -> str:
+        place = f"{self.path}, {_CLASS[self.kind]}"
+        return f"({place})" if self.name is None else f"{self.name!r} ({place})"
+
+
+_Configs = list[tuple[str | None, dict[str, Any]]]  # of recurrent layers, with the paths of their groups where known
 
 
 def from_file(
@@ -62,7 +74,8 @@ def from_file(
     path
         A `.weights.h5` or `.keras` file. It is read as data: nothing in it is executed.
     layer
-        The layer's name in Keras, or its group's path in the file. May be left out where there is only one.
+        The layer's name in Keras, or its group's path in the file. May be left out where there is only one. A
+        `.weights.h5` file of Keras before 3.6 has paths only.
     reset_after
         Of a GRU. None: what a `.keras` file says; else what the bias' shape says; a GRU without biases in a
         `.weights.h5` file needs it.
@@ -81,16 +94,15 @@ def from_file(
         The file cannot be read.
     ValueError
         It is not a Keras 3 file, has no such layer or several to choose from (all are named), an argument contradicts
-        it, or the layer has settings that crnn does not compute (each is named).
+        it, the layer has settings that crnn does not compute (each is named), or a `.keras` file does not say for
+        certain which settings are the layer's: those of a class that is not Keras' own are never known.
     ModuleNotFoundError
         h5py is not installed.
     """
     from crnn.interop.keras import from_weights
 
     source = Path(path)
-    found, configs = _open(source)
-    chosen = _choose(source, found, layer)
-    config = configs.get(chosen.name)
+    chosen, config = _read(source, layer)
     kind = chosen.kind
     if config is not None:
         said_reset, said_activation = _settings(chosen, kind, config)
@@ -118,61 +130,97 @@ def _agreed(name: str, given: Any, said: Any) -> Any:
     return said if given is None else given
 
 
-def _open(source: Path) -> tuple[list[_Found], dict[str, dict[str, Any]]]:
-    """All recurrent layers in the file and, from a .keras file, the layers' configurations by name."""
+def _read(source: Path, layer: str | None) -> tuple[_Found, dict[str, Any] | None]:
+    """The chosen layer with its arrays and, from a .keras file, its configuration."""
     import h5py
 
-    with open(source, "rb") as stream:
-        if not zipfile.is_zipfile(stream):
+    configs: _Configs | None = None
+    with contextlib.ExitStack() as opened:
+        stream: Any = opened.enter_context(open(source, "rb"))
+        with _naming_damage(source):
+            if zipfile.is_zipfile(stream):
+                with zipfile.ZipFile(stream) as archive:
+                    configs = list(_recurrent_configs(json.loads(_member(archive, "config.json")), ""))
+                    stream = io.BytesIO(_member(archive, _WEIGHTS))
             stream.seek(0)
-            return _read_tree(source, stream, h5py), {}
-        try:
-            with zipfile.ZipFile(stream) as archive:
-                config = json.loads(archive.read("config.json"))
-                tree = io.BytesIO(archive.read(_WEIGHTS))
-        except (KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{source}: not a Keras 3 file, or a damaged one ({error})") from None
-    configs: dict[str, dict[str, Any]] = {}
-    for entry in _recurrent_configs(config):
-        name = entry["config"].get("name")
-        if name in configs and configs[name] != entry:
-            raise ValueError(f"{source}: several recurrent layers are called {name!r}, save them under their own names")
-        configs[name] = entry
-    return _read_tree(source, tree, h5py), configs
+            file = opened.enter_context(h5py.File(stream, "r"))
+            found = sorted(_layers(file, h5py, "", set()), key=lambda one: one.path)
+        names = {path: entry["config"].get("name") for path, entry in configs or []}
+        # Keras before 3.6 writes no names, but its paths follow from the configuration
+        found = [dataclasses.replace(one, name=names.get(one.path)) if one.name is None else one for one in found]
+        chosen = _choose(source, found, layer)
+        config = None if configs is None else _config_of(source, chosen, found, configs)
+        with _naming_damage(source):
+            return dataclasses.replace(chosen, weights=list(map(_array, chosen.weights))), config
 
 
-def _read_tree(source: Path, stream: Any, h5py: Any) -> list[_Found]:
+@contextlib.contextmanager
+def _naming_damage(source: Path) -> Iterator[None]:
+    """What h5py, zipfile and json raise for other and damaged files, as one error."""
     try:
-        with h5py.File(stream, "r") as file:
-            return sorted(_layers(file, h5py), key=lambda found: found.path)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:  # what h5py raises for other and damaged files
-        raise ValueError(f"{source}: not a Keras 3 weights file, or a damaged one ({error})") from None
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{source}: not a Keras 3 file, or a damaged one ({error})") from None
 
 
-def _layers(group: Any, h5py: Any, path: str = "") -> Iterator[_Found]:
-    """Walk the tree; a layer's own groups are not searched further."""
-    name = path.rsplit("/", 1)[-1]
-    if "vars" in group and "name" in group["vars"].attrs:
-        name = str(group["vars"].attrs["name"])
-    directions = [group[way] for way in ("forward_layer", "backward_layer") if way in group]
-    cells = [arrays for place in directions or [group] if (arrays := _cells(place))]
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    info = archive.getinfo(name)
+    if info.file_size > max(_LIMIT, 4 * info.compress_size):  # Keras does not compress
+        raise ValueError(f"{name} is {info.compress_size} bytes that would become {info.file_size}")
+    return archive.read(name)
+
+
+def _array(dataset: Any) -> npt.NDArray[Any]:
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{dataset.name} is stored in another file")
+    if dataset.nbytes > max(_SMALL, 4 * dataset.id.get_storage_size()):
+        raise ValueError(f"{dataset.name} has shape {dataset.shape}, which is more than the file stores")
+    array: npt.NDArray[Any] = np.asarray(dataset)
+    if dataset.attrs.get("dtype") == "bfloat16" and array.dtype.kind == "V" and array.dtype.itemsize == 2:
+        return widened(array.view("<u2"))
+    return array
+
+
+def _inside(group: Any, h5py: Any, wanted: Any) -> dict[str, Any]:
+    """The groups, or the datasets, of a group by name; links that lead out of it are not followed."""
+    links = {name: group.get(name, getlink=True) for name in group}
+    own = [name for name, link in links.items() if isinstance(link, h5py.HardLink)]
+    return {name: group[name] for name in own if group.get(name, getclass=True) is wanted}
+
+
+def _layers(group: Any, h5py: Any, path: str, seen: set[int]) -> Iterator[_Found]:
+    """Walk the tree, each group once; a layer's own groups are not searched further."""
+    address = h5py.h5o.get_info(group.id).addr
+    if address in seen:
+        return
+    seen.add(address)
+    inside = _inside(group, h5py, h5py.Group)
+    name = inside["vars"].attrs.get("name") if "vars" in inside else None
+    directions = [inside[way] for way in ("forward_layer", "backward_layer") if way in inside]
+    cells = [arrays for place in directions or [group] if (arrays := _cells(place, h5py))]
     if cells and len(cells) == max(1, len(directions)):
         weights = [array for cell in cells for array in cell[0]]
-        yield _Found(path or "/", name, weights, len(directions) == 2, cells[0][1])
+        yield _Found(path or "/", name if isinstance(name, str) else None, weights, len(directions) == 2, cells[0][1])
         return
-    for child, value in group.items():
-        if isinstance(value, h5py.Group):
-            yield from _layers(value, h5py, f"{path}/{child}".lstrip("/"))
+    for child, value in inside.items():
+        yield from _layers(value, h5py, f"{path}/{child}".lstrip("/"), seen)
 
 
-def _cells(group: Any) -> tuple[list[npt.NDArray[Any]], int] | None:
+def _cells(group: Any, h5py: Any) -> tuple[list[Any], int] | None:
     """The arrays of a layer's cell, or of the cells of a `StackedRNNCells` one after the other; None if it has none."""
-    if "cell" not in group:
+    cell = _inside(group, h5py, h5py.Group).get("cell")
+    if cell is None:
         return None
-    cell = group["cell"]
-    inner = [cell["cells"][key] for key in sorted(cell["cells"], key=_number)] if "cells" in cell else [cell]
-    arrays = [[np.asarray(one["vars"][key]) for key in sorted(one["vars"], key=int)] for one in inner if "vars" in one]
-    if len(arrays) != len(inner) or not arrays or any(len(one) not in (2, 3) or one[1].ndim != 2 for one in arrays):
+    inside = _inside(cell, h5py, h5py.Group)
+    inner = [inside]
+    if "cells" in inside:
+        stacked = _inside(inside["cells"], h5py, h5py.Group)
+        inner = [_inside(stacked[key], h5py, h5py.Group) for key in sorted(stacked, key=_number)]
+    variables = [_inside(one["vars"], h5py, h5py.Dataset) for one in inner if "vars" in one]
+    arrays = [[one[key] for key in sorted(one, key=int)] for one in variables]
+    if len(arrays) != len(inner) or {len(one) for one in arrays} not in ({2}, {3}):
+        return None
+    if any(one[1].ndim != 2 for one in arrays):
         return None
     return [array for one in arrays for array in one], len(arrays[0])
 
@@ -186,7 +234,7 @@ def _number(group: str) -> int:
 def _choose(source: Path, found: list[_Found], layer: str | None) -> _Found:
     if not found:
         raise ValueError(f"{source}: no recurrent layer of Keras 3 in it")
-    names = ", ".join(f"{one.name!r} ({one.path}, {_CLASS[one.kind]})" for one in found)
+    names = ", ".join(map(str, found))
     matches = [one for one in found if layer is None or layer in (one.name, one.path)]
     if not matches:
         raise ValueError(f"layer: no recurrent layer {layer!r} in {source}; there are {names}")
@@ -195,57 +243,113 @@ def _choose(source: Path, found: list[_Found], layer: str | None) -> _Found:
     return matches[0]
 
 
-def _recurrent_configs(node: Any) -> Iterator[dict[str, Any]]:
-    """The outermost recurrent layers anywhere in a model's configuration."""
+def _recurrent_configs(node: Any, path: str | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """The outermost recurrent layers anywhere in a model's configuration, and where their groups are, if that is known.
+
+    Keras calls the groups of a model's layers after their classes, then _1, _2... Of other containers it is not known.
+    """
     if isinstance(node, dict):
-        if node.get("class_name") in {*_CLASS.values(), "Bidirectional", "RNN"} and isinstance(
-            node.get("config"), dict
-        ):
-            yield node
+        config = node.get("config")
+        if isinstance(config, dict) and node.get("class_name") in (*_CLASS.values(), "Bidirectional", "RNN"):
+            yield path, node
             return
+        if path is not None and isinstance(config, dict) and isinstance(config.get("layers"), list):
+            taken: Counter[str] = Counter()
+            for child in config["layers"]:
+                group = _snake_case(str(child.get("class_name"))) if isinstance(child, dict) else ""
+                number = f"_{taken[group]}" if taken[group] else ""
+                taken[group] += 1
+                yield from _recurrent_configs(child, f"{path}/layers/{group}{number}".lstrip("/"))
+            config = {key: value for key, value in config.items() if key != "layers"}
+            node = {**node, "config": config}
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from _recurrent_configs(child)
+            yield from _recurrent_configs(child, None)
+
+
+def _snake_case(name: str) -> str:
+    """As Keras makes the names of groups out of the names of classes."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _config_of(source: Path, chosen: _Found, found: list[_Found], configs: _Configs) -> dict[str, Any]:
+    """The one configuration that can be the layer's: weights without their settings may be another function."""
+    named = [(path, entry) for path, entry in configs if entry["config"].get("name") == chosen.name]
+    for path, entry in named:
+        if path == chosen.path:
+            return entry
+    alone = chosen.name is not None and sum(one.name == chosen.name for one in found) == 1
+    if alone and named and all(entry == named[0][1] for _, entry in named):
+        return named[0][1]
+    raise ValueError(
+        f"{source}: its configuration has no SimpleRNN, LSTM, GRU, RNN or Bidirectional of Keras that is for certain "
+        f"{chosen} (a layer of a class of its own?), so its settings are not known; if it computes what Keras' own "
+        "does by default, give its weights to from_weights"
+    )
 
 
 def _settings(found: _Found, kind: Kind, entry: dict[str, Any]) -> tuple[bool | None, str | None]:
     """`reset_after` and the RNN's activation out of a configuration; refuses, by name, what crnn does not compute."""
-    config = entry["config"]
-    parts = [entry]
-    refused = []
-    if entry["class_name"] == "Bidirectional":
-        parts = [part for part in (config.get("layer"), config.get("backward_layer")) if isinstance(part, dict)]
+    refused: list[str] = []
+    parts: list[Any] = [entry]
+    if found.bidirectional:
+        config = _own(entry, ("Bidirectional",), refused)
+        parts = [part for part in (config.get("layer"), config.get("backward_layer")) if part is not None]
         if config.get("merge_mode", "concat") != "concat":
             refused.append(f"merge_mode={config['merge_mode']!r} (only 'concat')")
-    cells = [cell for i, part in enumerate(parts) for cell in _cell_configs(part, backward=i == 1, refused=refused)]
-    activations = set()
-    for cell in cells:
-        activation = cell.get("activation", "tanh")
-        activations.add(activation)
+    cells = [cell for i, part in enumerate(parts) for cell in _cell_configs(kind, part, i == 1, refused)]
+    activations = [_function(cell.get("activation", "tanh")) for cell in cells]
+    for activation in activations:
         if kind == "rnn" and activation not in ("tanh", "sigmoid", "relu"):
             refused.append(f"activation={activation!r} (only 'tanh', 'sigmoid', 'relu')")
         if kind != "rnn" and activation != "tanh":
             refused.append(f"activation={activation!r} (only 'tanh')")
-        if kind != "rnn" and cell.get("recurrent_activation", "sigmoid") != "sigmoid":
-            refused.append(f"recurrent_activation={cell['recurrent_activation']!r} (only 'sigmoid')")
-    resets = {cell.get("reset_after", True) for cell in cells} if kind == "gru" else {None}
-    if len(activations) > 1 or len(resets) > 1:
+    for cell in cells:
+        gates = _function(cell.get("recurrent_activation", "sigmoid"))
+        if kind != "rnn" and gates != "sigmoid":
+            refused.append(f"recurrent_activation={gates!r} (only 'sigmoid')")
+    resets = {bool(cell.get("reset_after", True)) for cell in cells} if kind == "gru" else {None}
+    if len(set(activations)) > 1 or len(resets) > 1:
         refused.append("cells that differ in activation or reset_after")
     if refused:
-        raise ValueError(f"the Keras layer {found.name!r} has settings crnn does not compute: {'; '.join(refused)}")
-    return resets.pop(), activations.pop() if kind == "rnn" else None
+        which = "; ".join(dict.fromkeys(refused))
+        raise ValueError(f"the Keras layer {(found.name or found.path)!r} has settings crnn does not compute: {which}")
+    return resets.pop(), activations[0] if kind == "rnn" else None
 
 
-def _cell_configs(part: dict[str, Any], backward: bool, refused: list[str]) -> list[dict[str, Any]]:
-    config = part.get("config", {})
+def _cell_configs(kind: Kind, part: Any, backward: bool, refused: list[str]) -> list[dict[str, Any]]:
+    config = _own(part, (_CLASS[kind], "RNN"), refused)
     if bool(config.get("go_backwards", False)) != backward:
         refused.append(f"go_backwards={config.get('go_backwards')!r}")
     if part.get("class_name") != "RNN":
         return [config]
-    cell = config.get("cell", {})
-    inner = cell.get("config", {})
-    return [one.get("config", {}) for one in inner["cells"]] if "cells" in inner else [inner]
+    cell = config.get("cell")
+    if isinstance(cell, dict) and cell.get("class_name") == "StackedRNNCells":
+        cells = _own(cell, ("StackedRNNCells",), refused).get("cells")
+    else:
+        cells = [cell]
+    return [_own(one, (f"{_CLASS[kind]}Cell",), refused) for one in cells] if isinstance(cells, list) else []
+
+
+def _own(node: Any, names: tuple[str, ...], refused: list[str]) -> dict[str, Any]:
+    """The configuration of a layer or cell, which must be of one of these classes of Keras' own."""
+    if not isinstance(node, dict) or not isinstance(node.get("config"), dict):
+        refused.append(f"no configuration of a {' or '.join(names)}")
+        return {}
+    if node.get("class_name") not in names or node.get("module") != "keras.layers":
+        refused.append(f"the class {_function(node)} of {node.get('module')} (only Keras' own {' or '.join(names)})")
+    config: dict[str, Any] = node["config"]
+    return config
+
+
+def _function(value: Any) -> str:
+    """The name of an activation, or of any other object that Keras describes by a string or a dict."""
+    if isinstance(value, dict):
+        config = value.get("config")
+        value = value.get("registered_name") or (config if isinstance(config, str) else value.get("class_name"))
+    return str(value)
 
 
 def to_file(layer: Layer, path: str | os.PathLike[str]) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from crnn.interop._weights import widened
+
 __all__ = ["read"]
 
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit, so that a damaged length cannot ask for all memory
@@ -115,7 +117,7 @@ def _entry(source: Path, name: str, value: Any, available: int) -> tuple[str, tu
 
 
 def _array(data: bytes | memoryview, dtype: str, shape: tuple[int, ...], copy: bool) -> npt.NDArray[Any]:
-    if dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    if dtype == "BF16":
+        return widened(np.frombuffer(data, "<u2")).reshape(shape)
     array = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
     return array.copy() if copy or not array.flags.aligned else array
