@@ -39,7 +39,7 @@ from .model_configuration import Configuration
 if TYPE_CHECKING:
     from .text.vocabulary import Vocabulary
 
-__all__ = ["FORMAT", "VERSION", "ModelFileError", "load", "save"]
+__all__ = ["FORMAT", "VERSION", "ModelFileError", "load", "read_configuration", "save"]
 
 FORMAT = "crnn-language-model"
 VERSION = 2  # the highest that is read; files of named tensors are of version 1
@@ -237,16 +237,23 @@ def _check_layout(metadata: Mapping[str, str], model: LanguageModel, shapes: Map
 def _read_description(metadata: Mapping[str, str]) -> tuple[Configuration, Vocabulary | None]:
     from .text.vocabulary import Vocabulary
 
+    configuration = read_configuration(metadata)
+    if "vocabulary" not in metadata:
+        return configuration, None
     try:
-        configuration = Configuration(**json.loads(metadata["configuration"]))
-        vocabulary = None
-        if "vocabulary" in metadata:
-            vocabulary = Vocabulary.from_dict(json.loads(metadata["vocabulary"]))
-    except KeyError as error:
-        raise ModelFileError(f"damaged, its {error.args[0]} is missing") from None
+        return configuration, Vocabulary.from_dict(json.loads(metadata["vocabulary"]))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ModelFileError(f"damaged, its configuration or vocabulary cannot be read ({error})") from None
-    return configuration, vocabulary
+        raise ModelFileError(f"damaged, its vocabulary cannot be read ({error})") from None
+
+
+def read_configuration(metadata: Mapping[str, str]) -> Configuration:
+    """The configuration out of a header's metadata; ModelFileError, which does not name the file, without one."""
+    try:
+        return Configuration(**json.loads(metadata["configuration"]))
+    except KeyError:
+        raise ModelFileError("damaged, its configuration is missing") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ModelFileError(f"damaged, its configuration cannot be read ({error})") from None
 
 
 def _checksum(tensors: Mapping[str, NDArray[Any]]) -> str:

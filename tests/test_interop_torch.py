@@ -264,3 +264,57 @@ def test_straight_from_a_file(rng, tmp_path):
         assert (layer.params[name] == value.numpy()).all()
     with pytest.raises(TypeError, match="vocabulary is I64"):
         from_safetensors(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cell": "gru"},
+        {"cell": "gru", "reset_after": True, "z_weighs": "state", "num_layers": 2},
+        {"cell": "rnn", "nonlinearity": "relu", "bias": False},
+        {"cell": "lstm"},
+    ],
+)
+def test_a_model_file_of_our_own_has_its_switches(options, rng, tmp_path):
+    model = crnn.LanguageModel(9, hidden_size=5, embedding_size=4, rng=0, **options)
+    for value in model.params.values():
+        value[...] = rng.normal(size=value.shape)
+    model.save(tmp_path / "m.safetensors")
+    layer = from_safetensors(tmp_path / "m.safetensors", "rnn.")
+    assert layer.kind == options.pop("cell")
+    assert {name: layer.config()[name] for name in options} == options
+    ids = rng.integers(0, 9, 6)
+    logits = layer(model.params["embedding.weight"][ids])[0] @ model.params["output.weight"].T
+    logits += model.params.get("output.bias", 0)
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
+    expected = exponentials / exponentials.sum(-1, keepdims=True)
+    assert_close(model.probabilities(ids), expected, "probability", terms=20, steps=12, dtype=np.float32)
+
+
+def test_a_model_file_that_contradicts_or_is_damaged(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "m.safetensors"
+    crnn.LanguageModel(9, "rnn", 5, nonlinearity="relu", rng=0).save(path)
+    assert from_safetensors(path, "rnn", "relu").nonlinearity == "relu"
+    with pytest.raises(ValueError, match="nonlinearity: got 'tanh', but the file says 'relu'"):
+        from_safetensors(path, "rnn", "tanh")
+    for configuration in ({}, {"configuration": "{"}, {"configuration": "{}"}):
+        save_file(to_state_dict(crnn.RNN(3, 4)), path, {"format": "crnn-language-model", **configuration})
+        with pytest.raises(ValueError, match=r"m\.safetensors: damaged, its configuration"):
+            from_safetensors(path)
+
+
+def test_the_final_dot_of_a_prefix(tmp_path):
+    """It is added before anything is looked at, and so before errors are written."""
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "m.safetensors"
+    weights = to_state_dict(crnn.LSTM(3, 4, rng=0), "encoder")
+    save_file({**weights, "encoder_norm.num_batches_tracked": np.array(3)}, path)
+    assert from_safetensors(path, "encoder").config() == from_safetensors(path, "encoder.").config()
+    with pytest.raises(ValueError, match=r"no key starts with 'decoder\.'.*'encoder\.'"):
+        from_safetensors(path, "decoder")
+    del weights["encoder.bias_hh_l0"]
+    with pytest.raises(ValueError, match=r"missing: encoder\.bias_hh_l0"):
+        from_state_dict(weights, "encoder")

@@ -256,6 +256,12 @@ GOOD = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
         ({"a": {**GOOD, "data_offsets": [8, 4]}}, "entry for 'a' is damaged"),
         ({"a": {**GOOD, "data_offsets": [-4, 12]}}, "entry for 'a' is damaged"),
         ({"a": {**GOOD, "data_offsets": [0.0, 16]}}, "entry for 'a' is damaged"),
+        ({"a": {**GOOD, "data_offsets": [False, 16]}}, "entry for 'a' is damaged"),
+        ({"a": {**GOOD, "shape": [4] + [1] * 32}}, "entry for 'a' is damaged"),
+        ({"a": {**GOOD, "shape": [2**62, 4, 0], "data_offsets": [0, 0]}}, "0 bytes, which is not shape"),
+        ({"a": GOOD, "b": {**GOOD, "shape": [1], "data_offsets": [12, 16]}}, "'a' and 'b' overlap"),
+        (b'{"a": 1, "a": 2}', "the name 'a' stands there twice"),
+        (b"[" * 100_000, r"w\.safetensors: not a safetensors file, its header is not JSON"),
         ({"a": {**GOOD, "shape": [2, -2]}}, "entry for 'a' is damaged"),
         ({"a": {**GOOD, "shape": 4}}, "entry for 'a' is damaged"),
         ({"a": {"dtype": "F32"}}, "entry for 'a' is damaged"),
@@ -281,7 +287,8 @@ def test_truncated_at_every_length(tmp_path):
 
 
 def test_other_refusals(tmp_path):
-    write(tmp_path / "w", {"a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}, "b": GOOD}, bytes(16))
+    apart = {**GOOD, "data_offsets": [4, 20]}
+    write(tmp_path / "w", {"a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}, "b": apart}, bytes(20))
     with pytest.raises(TypeError, match="wanted F64, F32, F16 or BF16 tensors, but a is I8"):
         safetensors.read(tmp_path / "w")
     assert list(safetensors.read(tmp_path / "w", wanted=lambda name: name == "b")) == ["b"]

@@ -155,7 +155,9 @@ def test_damaged_files(tmp_path, change):
         Vocabulary.load(tmp_path / "v.json")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b'{"format": "crnn-vocabulary", "version": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"format": "crnn-vocabulary", "version": 1}']
+)
 def test_foreign_files(tmp_path, content):
     (tmp_path / "v.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"v\.json: not a readable vocabulary"):

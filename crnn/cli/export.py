@@ -19,7 +19,10 @@ Write a model in another format, chosen by the suffix of OUT:
           tells how to make a float32 copy of a float64 model
   .npz    NumPy arrays under PyTorch's parameter names
 
-Model files themselves are safetensors with PyTorch's names and shapes; PyTorch reads them as they are.
+Model files themselves are safetensors under the same names. In either, the arrays of an LSTM and of an RNN mean
+what they mean in PyTorch; those of a GRU only with reset_after=True and z_weighs="state", which are not the
+defaults. crnn.interop.torch.to_state_dict(crnn.interop.torch.from_safetensors(MODEL, "rnn.")) in Python converts
+what PyTorch can compute, and refuses the rest.
 """
 
 

@@ -306,6 +306,13 @@ def sum_biases(ours: Mapping[str, npt.NDArray[Any]], suffix: str) -> npt.NDArray
     return first + second if second.any() else first
 
 
+def agreed(name: str, given: Any, said: Any) -> Any:
+    """What the file says, unless the caller says otherwise, which is an error."""
+    if given is not None and said is not None and given != said:
+        raise ValueError(f"{name}: got {given!r}, but the file says {said!r}")
+    return said if given is None else given
+
+
 def require_sequence(name: str, value: Any) -> Sequence[Any]:
     """A list or tuple, or a TypeError that names it."""
     if not isinstance(value, list | tuple):

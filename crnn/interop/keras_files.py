@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crnn.atomic import atomic_write
-from crnn.interop._weights import Kind, Layer, gates_of, kind_of, widened
+from crnn.interop._weights import Kind, Layer, agreed, gates_of, kind_of, widened
 from crnn.layers import GRU, RNN
 
 __all__ = ["from_file", "to_file"]
@@ -106,8 +106,8 @@ def from_file(
     kind = chosen.kind
     if config is not None:
         said_reset, said_activation = _settings(chosen, kind, config)
-        reset_after = _agreed("reset_after", reset_after, said_reset)
-        nonlinearity = _agreed("nonlinearity", nonlinearity, said_activation)
+        reset_after = agreed("reset_after", reset_after, said_reset)
+        nonlinearity = agreed("nonlinearity", nonlinearity, said_activation)
     if kind == "gru" and reset_after is None:
         if chosen.arrays_per_cell < 3:
             raise ValueError(f"reset_after: {chosen.path} is a GRU without biases, and the file does not say; pass it")
@@ -121,13 +121,6 @@ def from_file(
         nonlinearity=nonlinearity or "tanh",
         dtype=dtype,
     )
-
-
-def _agreed(name: str, given: Any, said: Any) -> Any:
-    """What the file says, unless the caller says otherwise, which is an error."""
-    if given is not None and said is not None and given != said:
-        raise ValueError(f"{name}: got {given!r}, but the file says {said!r}")
-    return said if given is None else given
 
 
 def _read(source: Path, layer: str | None) -> tuple[_Found, dict[str, Any] | None]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy.typing as npt
 
 from crnn.interop import safetensors
-from crnn.interop._weights import Layer, Problems, as_arrays, build, gates_of, kind_of, state_form
+from crnn.interop._weights import Layer, Problems, agreed, as_arrays, build, gates_of, kind_of, state_form
 from crnn.layers import GRU, RNN
 
 __all__ = ["from_safetensors", "from_state_dict", "to_state_dict", "to_torch"]
@@ -67,15 +67,22 @@ def from_state_dict(
     >>> type(layer).__name__, layer.input_size, layer.hidden_size
     ('GRU', 3, 4)
     """
-    return _from_state_dict(state_dict, prefix, nonlinearity, dtype, mapped=False)
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict: got {type(state_dict).__name__}, wanted a dict of name -> array")
+    return _from_state_dict(state_dict, _whole(prefix, state_dict), nonlinearity, dtype)
 
 
 def _from_state_dict(
-    state_dict: Mapping[str, Any], prefix: str, nonlinearity: str, dtype: npt.DTypeLike | None, mapped: bool
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    nonlinearity: str,
+    dtype: npt.DTypeLike | None,
+    *,
+    mapped: bool = False,
+    reset_after: bool = True,
+    z_weighs: str = "state",
 ) -> Layer:
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict: got {type(state_dict).__name__}, wanted a dict of name -> array")
-    found = _under(state_dict, prefix)
+    found = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
     projected = [name for name in found if name.startswith("weight_hr")]
     if projected:
         raise ValueError(
@@ -106,19 +113,20 @@ def _from_state_dict(
         bias=any(match[1].startswith("bias") for match in matches),
         dtype=dtype,
         nonlinearity=nonlinearity,
+        reset_after=reset_after,
+        z_weighs=z_weighs,
         label=lambda name: prefix + name,
         mapped=mapped,
     )
 
 
-def _under(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries below the prefix, without it."""
-    if prefix and not prefix.endswith(".") and not any(key.startswith(prefix + "weight") for key in state_dict):
+def _whole(prefix: str, names: Collection[str]) -> str:
+    """The prefix with its final dot, once something lies under it."""
+    if prefix and not prefix.endswith(".") and not any(name.startswith(prefix + "weight") for name in names):
         prefix += "."
-    found = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
-    if not found:
-        raise ValueError(f"prefix: no key starts with {prefix!r}; recurrent layers lie under {_places(state_dict)}")
-    return found
+    if not any(name.startswith(prefix) for name in names):
+        raise ValueError(f"prefix: no key starts with {prefix!r}; recurrent layers lie under {_places(names)}")
+    return prefix
 
 
 def _recurrent(found: Mapping[str, Any], prefix: str) -> dict[str, npt.NDArray[Any]]:
@@ -133,12 +141,12 @@ def _recurrent(found: Mapping[str, Any], prefix: str) -> dict[str, npt.NDArray[A
     return as_arrays(found)
 
 
-def _places(state_dict: Mapping[str, Any]) -> str:
+def _places(names: Collection[str]) -> str:
     """The prefixes under which recurrent modules seem to lie, for error messages."""
     places = sorted(
         {
             key[: key.rindex("weight_hh")]
-            for key in state_dict
+            for key in names
             if "weight_hh" in key and (_STACKED.fullmatch(key[key.rindex("weight_hh") :]) or key.endswith("weight_hh"))
         }
     )
@@ -205,7 +213,7 @@ def to_torch(layer: Layer, prefix: str = "", *, cell: bool = False) -> dict[str,
 def from_safetensors(
     path: str | os.PathLike[str],
     prefix: str = "",
-    nonlinearity: str = "tanh",
+    nonlinearity: str | None = None,
     *,
     mmap: bool = False,
     dtype: npt.DTypeLike | None = None,
@@ -215,9 +223,12 @@ def from_safetensors(
     Parameters
     ----------
     path
-        The file. It holds data only; nothing in it is executed.
-    prefix, nonlinearity, dtype
+        The file. It holds data only; nothing in it is executed. May be a model file of crnn's own (not a mappable
+        one), whose layer lies under "rnn." and has the switches of the model.
+    prefix, dtype
         As in `from_state_dict`; only tensors under the prefix are read.
+    nonlinearity
+        As in `from_state_dict`. None: what a model file of crnn's own says, else "tanh".
     mmap
         Use the file's bytes in place, read-only: all processes that map the file share one copy in memory. The layer
         is for inference, writing into its parameters raises ValueError, and the file must stay as it is while the
@@ -228,9 +239,29 @@ def from_safetensors(
     OSError
         The file cannot be read.
     ValueError
-        The file is not a safetensors file, is damaged, or its weights do not fit (see `from_state_dict`).
+        The file is not a safetensors file, is damaged, its weights do not fit (see `from_state_dict`), or
+        `nonlinearity` contradicts it.
     TypeError
         A tensor is stored in a dtype that cannot be used.
     """
+    names, metadata = safetensors.describe(path)
+    switches = _switches(path, metadata)
+    nonlinearity = agreed("nonlinearity", nonlinearity, switches.pop("nonlinearity", None)) or "tanh"
+    prefix = _whole(prefix, names)
     stored = safetensors.read(path, mmap=mmap, wanted=lambda name: name.startswith(prefix))
-    return _from_state_dict(stored, prefix, nonlinearity, dtype, mapped=mmap)
+    return _from_state_dict(stored, prefix, nonlinearity, dtype, mapped=mmap, **switches)
+
+
+def _switches(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a model file of crnn's own says about its cell."""
+    from crnn.model_file import FORMAT, read_configuration
+
+    if metadata.get("format") != FORMAT:
+        return {}
+    try:
+        c = read_configuration(metadata)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
+    if c.cell == "gru":
+        return {"reset_after": c.reset_after, "z_weighs": c.z_weighs}
+    return {"nonlinearity": c.nonlinearity} if c.cell == "rnn" else {}

@@ -463,7 +463,7 @@ class Vocabulary:
             content = stream.read()
         try:
             return cls.from_dict(json.loads(content.decode("utf-8")))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{os.fspath(path)}: not a readable vocabulary file ({error})") from error
 
     def __eq__(self, other: object) -> bool:
