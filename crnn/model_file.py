@@ -26,7 +26,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,7 +155,7 @@ def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], dtype: str, m
 
 def _read(file: Any) -> LanguageModel:
     metadata, version = _metadata(file)
-    model = _model(metadata)
+    model = _model(metadata, _layout(metadata) if version == _MAPPABLE else file.keys())
     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     wrong = [f"{name} is {a.dtype}" for name, a in tensors.items() if a.dtype != model.dtype]
     if wrong:
@@ -193,7 +193,7 @@ def _map(file: Any, path: str) -> LanguageModel:
             f"cannot be mapped, its weights do not start on a multiple of {_LINE} bytes: save it again"
         )
     weights = np.memmap(path, dtype.newbyteorder("="), "r", start, shape)
-    model = _model(metadata, weights.view(np.ndarray))
+    model = _model(metadata, _layout(metadata), weights.view(np.ndarray))
     _check_layout(metadata, model, {_BUFFER: shape})
     return model
 
@@ -215,22 +215,33 @@ def _metadata(file: Any) -> tuple[dict[str, str], int]:
     return metadata, int(version)
 
 
-def _model(metadata: Mapping[str, str], weights: NDArray[Any] | None = None) -> LanguageModel:
+def _model(
+    metadata: Mapping[str, str], names: Collection[str], weights: NDArray[Any] | None = None
+) -> LanguageModel:
     configuration, vocabulary = _read_description(metadata)
+    if configuration.num_layers > len(names):  # layers cost memory before any weight is looked at
+        raise ModelFileError(
+            f"damaged, its configuration says {configuration.num_layers} layers, but it names {len(names)} tensors"
+        )
     try:
         return LanguageModel.from_configuration(configuration, vocabulary, weights=weights)
     except (TypeError, ValueError, MemoryError, OverflowError) as error:
         raise ModelFileError(f"damaged, its configuration makes no model ({error})") from None
 
 
+def _layout(metadata: Mapping[str, str]) -> dict[str, int]:
+    """Where each tensor starts in the buffer of a mappable file."""
+    try:
+        layout: dict[str, int] = dict(json.loads(metadata["layout"]))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise ModelFileError("damaged, its layout is missing or cannot be read") from None
+    return layout
+
+
 def _check_layout(metadata: Mapping[str, str], model: LanguageModel, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The buffer must be laid out as this crnn does it; a later one may do it otherwise."""
-    try:
-        layout = json.loads(metadata["layout"])
-    except (KeyError, ValueError, RecursionError):
-        raise ModelFileError("damaged, its layout is missing or cannot be read") from None
     wanted = (model.parameters.flat.size + model.parameters.guard,)
-    if layout != model.parameters.places or dict(shapes) != {_BUFFER: wanted}:
+    if _layout(metadata) != model.parameters.places or dict(shapes) != {_BUFFER: wanted}:
         raise ModelFileError("its buffer is laid out otherwise than this crnn does it: save the model again")
 
 

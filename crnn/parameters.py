@@ -315,7 +315,8 @@ class Parameters(dict[str, np.ndarray]):
             # One of these very tensors may be written before it is read: two that change places, say.
             arrays[name] = array.copy() if np.may_share_memory(array, self.flat) else array
         if problems:
-            raise ValueError("parameters do not fit:\n  " + "\n  ".join(problems))
+            rest = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+            raise ValueError("parameters do not fit:\n  " + "\n  ".join(problems[:10] + rest))
         for name, array in arrays.items():
             self[name][...] = array
 

@@ -245,6 +245,7 @@ def rename_tensor(header: dict) -> None:
         (change_configuration(heads=8), "heads"),
         (change_configuration(hidden_size=7), r"rnn\.weight_hh_l0: shape \(24, 6\), wanted \(28, 7\)"),
         (change_configuration(vocabulary_size=13), "vocabulary: has 12 entries, the configuration wants 13"),
+        (change_configuration(num_layers=200_000), "says 200000 layers, but it names 11 tensors"),
         (change_configuration(num_layers=3), r"rnn\.weight_ih_l2: missing"),
         (change_configuration(num_layers=1), r"rnn\.weight_ih_l1: unexpected"),
         (change_configuration(dtype="float64"), "configuration says float64, but .*float32"),
@@ -257,6 +258,15 @@ def test_inconsistent_files(saved: Path, change, match: str) -> None:
         crnn.load(saved)
     assert str(saved) in str(caught.value)
     assert isinstance(caught.value, ValueError)
+
+
+def test_many_differences_are_not_all_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    crnn.LanguageModel(5, "lstm", 3, num_layers=5, rng=0).save(path)
+    rewrite(path, change_configuration(hidden_size=4))
+    with pytest.raises(ModelFileError, match=r"(?s)rnn\.bias_hh_l0.*\n  and 11 more$") as caught:
+        crnn.load(path)
+    assert str(caught.value).count("\n") == 11
 
 
 # ------------------------------------------------------------------------------------------------------ mapped models
@@ -331,7 +341,9 @@ def test_what_cannot_be_mapped_says_why(vocabulary: crnn.Vocabulary, tmp_path: P
         return lambda header: header["__metadata__"].update(values)
 
     damaged(metadata(version="3"), "version 3 of the format, this crnn reads up to 2: upgrade")
-    damaged(metadata(layout="{}"), "laid out otherwise")
+    damaged(metadata(layout=json.dumps(dict.fromkeys("ab", 0))), "laid out otherwise")
+    damaged(metadata(layout="{}"), "says 2 layers, but it names 0 tensors")
+    damaged(metadata(layout="5"), "layout is missing or cannot be read")
     damaged(metadata(layout="x"), "layout is missing or cannot be read")
     damaged(lambda header: header["__metadata__"].pop("layout"), "layout is missing")
     damaged(lambda header: header.update(other=header.pop("parameters")), r"damaged|laid out otherwise|no buffer")
