@@ -15,8 +15,9 @@ from crnn.interop import Reversed
 from crnn.interop.onnx import from_node, from_onnx, to_model, to_onnx
 
 onnx = pytest.importorskip("onnx", reason="onnx IS NOT INSTALLED: ONNX models were NOT tested")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
+from onnx_models import single_node  # noqa: E402
 
 KINDS = {
     "rnn": (crnn.RNN, {}),
@@ -276,31 +277,6 @@ def test_models_exported_by_torch(kind, bidirectional, rng, tmp_path):
     assert_close(layer(x.numpy())[0], expected, "output", terms=12, steps=10, dtype=np.float32)
 
 
-def single_node(
-    kind="LSTM", gates=4, hidden=4, ways=1, constant=("W", "R", "B"), inputs=None, shapes=None, **attributes
-):
-    """A model of one node with random weights; `inputs` names the node's inputs, `shapes` replaces weight shapes."""
-    rng = np.random.default_rng(5)
-    sizes = {
-        "W": (ways, gates * hidden, 3),
-        "R": (ways, gates * hidden, hidden),
-        "B": (ways, 2 * gates * hidden),
-        "P": (ways, 3 * hidden),
-        "initial_h": (ways, 1, hidden),
-        **(shapes or {}),
-    }
-    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in sizes.items()}
-    node = helper.make_node(kind, inputs or ["X", "W", "R", "B"], ["Y"], name="cell", hidden_size=hidden, **attributes)
-    graph = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ("t", "b", 3))],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ("t", ways, "b", hidden))],
-        [numpy_helper.from_array(weights[name], name) for name in constant],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-
-
 @pytest.mark.parametrize(
     ("match", "options"),
     [
@@ -313,7 +289,7 @@ def single_node(
         (r"surprise=3", {"surprise": 3}),
         (r"P \(peepholes\)", {"inputs": ["X", "W", "R", "B", "", "", "", "P"]}),
         (
-            r"constant initial_h",
+            r"initial_h is a constant that is not zero",
             {"inputs": ["X", "W", "R", "B", "", "initial_h"], "constant": ["W", "R", "B", "initial_h"]},
         ),
         (r"B \(B\) must be constants", {"constant": ("W", "R")}),
@@ -355,61 +331,6 @@ def test_float16_is_widened_and_integers_are_refused():
         from_onnx(model)
 
 
-def two_nodes(link):
-    """Two LSTM nodes, the second fed from the first through `link`: (op, attributes, constant or None) each."""
-    first, second = single_node(), single_node(shapes={"W": (1, 16, 4)})
-    nodes, initializers, name = [first.graph.node[0]], list(first.graph.initializer), "Y"
-    nodes[0].name = "lower"
-    for i, (op, attributes, constant) in enumerate(link):
-        inputs = [name]
-        if constant is not None:
-            initializers.append(numpy_helper.from_array(np.array(constant, np.int64), f"k{i}"))
-            inputs.append(f"k{i}")
-        name = f"link{i}"
-        nodes.append(helper.make_node(op, inputs, [name], **attributes))
-    upper = helper.make_node("LSTM", [name, "W2", "R2", "B2"], ["Y2"], name="upper", hidden_size=4)
-    for tensor in second.graph.initializer:
-        tensor.name += "2"
-        initializers.append(tensor)
-    graph = helper.make_graph([*nodes, upper], "g", first.graph.input, first.graph.output, initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-
-
-@pytest.mark.parametrize(
-    "link",
-    [
-        [("Squeeze", {}, [1])],
-        [("Transpose", {"perm": [0, 2, 1, 3]}, None), ("Reshape", {}, [0, 0, -1])],
-        [("Squeeze", {}, [1]), ("Identity", {}, None)],
-    ],
-)
-def test_stacks(link):
-    model = two_nodes(link)
-    layer = from_onnx(model)
-    assert layer.num_layers == 2
-    assert (from_onnx(model, "upper").params["weight_ih_l0"] == layer.params["weight_ih_l1"]).all()
-    assert (from_onnx(model, 0).params["weight_hh_l0"] == layer.params["weight_hh_l0"]).all()
-
-
-@pytest.mark.parametrize(
-    "link",
-    [
-        [("Squeeze", {}, [1]), ("Relu", {}, None)],
-        [("Squeeze", {}, [1]), ("Transpose", {"perm": [1, 0, 2]}, None)],
-        [("Transpose", {"perm": [2, 0, 1, 3]}, None), ("Reshape", {}, [0, 0, -1])],
-    ],
-)
-def test_nodes_that_form_no_stack(link):
-    model = two_nodes(link)
-    with pytest.raises(ValueError, match="form no stack, say which one: lower, upper"):
-        from_onnx(model)
-    assert from_onnx(model, "lower").num_layers == 1
-    with pytest.raises(ValueError, match="node: got 'middle', the recurrent nodes are lower, upper"):
-        from_onnx(model, "middle")
-    with pytest.raises(ValueError, match="node: got 2"):
-        from_onnx(model, 2)
-
-
 def test_files_that_are_no_models(tmp_path):
     (tmp_path / "junk.onnx").write_bytes(b"\xff" * 40)
     with pytest.raises(ValueError, match="not an ONNX model"):
@@ -442,13 +363,6 @@ def test_damaged_models_are_refused_or_read(rng):
         else:
             assert np.isfinite(layer(np.ones((2, 3)))[0]).all()
     assert refused > 50
-
-
-def test_a_graph_that_goes_round_in_circles():
-    model = two_nodes([("Squeeze", {}, [1])])
-    model.graph.node[1].input[0] = "link0"
-    with pytest.raises(ValueError, match="form no stack"):
-        from_onnx(model)
 
 
 def test_wrong_export_arguments(tmp_path):

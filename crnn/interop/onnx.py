@@ -7,12 +7,11 @@ How a node's tensors relate to ours, for D directions and H hidden units:
 - `linear_before_reset` 1 is our `reset_after=True`, 0 (ONNX's default) is `reset_after=False`;
 - the update gate weighs the old state: `z_weighs="state"`.
 
-Import is in this module, export in `crnn.interop.onnx_export`.
+Import is in this module and `crnn.interop.onnx_graph`, export in `crnn.interop.onnx_export`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -25,6 +24,7 @@ import numpy.typing as npt
 from crnn.cells import CELLS, NONLINEARITIES
 from crnn.interop._weights import Kind, Layer, Problems, as_array, build, reorder_gates, suffixes, z_rows_negated
 from crnn.interop.onnx_export import GATES, KINDS, Z_WEIGHS_KEY, to_model, to_onnx
+from crnn.interop.onnx_graph import Graph, attributes
 from crnn.interop.reverse import Reversed
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["from_node", "from_onnx", "to_model", "to_onnx"]
 
 _ACTIVATIONS = {"rnn": ["tanh"], "lstm": ["sigmoid", "tanh", "tanh"], "gru": ["sigmoid", "tanh"]}
-_FOLDED = frozenset({"Identity", "Transpose", "Unsqueeze", "Squeeze", "Concat", "Slice", "Reshape", "Split"})
+_TIME, _BATCH = 1009, 1013  # stand for sizes that the model leaves open
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
 
@@ -60,7 +60,7 @@ def from_onnx(
     Parameters
     ----------
     model
-        A file, its bytes, or a loaded model.
+        A file, its bytes, or a loaded model. Weights that are stored in files beside it need the file.
     node
         Name or position (among the recurrent nodes) of the one node to take. None: all of them, which must be one node
         or a stack, each fed by the one before in the way exporters write it.
@@ -72,7 +72,8 @@ def from_onnx(
     RNN | LSTM | GRU | Reversed
         A GRU has `z_weighs="state"` (or what it was exported from) and `reset_after` according to
         `linear_before_reset`; `Reversed` for direction "reverse". Initial states and `sequence_lens` are arguments of
-        the layer's calls; what stands around the nodes in the graph is not imported.
+        the layer's calls, so in the graph the states must be fed in, zero, or come from another recurrent node; what
+        stands around the nodes is not imported.
 
     Raises
     ------
@@ -87,7 +88,8 @@ def from_onnx(
         The onnx package is not installed.
     """
     proto = _load(model)
-    constants = _constants(proto)
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    graph = Graph({tensor.name: tensor for tensor in proto.graph.initializer}, proto.graph.node, opsets)
     nodes = [one for one in proto.graph.node if one.op_type in KINDS and one.domain in ("", "ai.onnx")]
     if not nodes:
         raise ValueError("model: no RNN, LSTM or GRU node in its graph")
@@ -97,10 +99,10 @@ def from_onnx(
         if not 0 <= position < len(nodes):
             raise ValueError(f"node: got {node!r}, the recurrent nodes are {', '.join(names)}")
         nodes = [nodes[position]]
-    elif not _is_stack(nodes, proto, constants):
+    elif not _is_stack(nodes, proto, graph):
         raise ValueError(f"node: the model's recurrent nodes form no stack, say which one: {', '.join(names)}")
     marks = {entry.key: entry.value for entry in proto.metadata_props}
-    return _from_nodes(nodes, constants, dtype, marks.get(Z_WEIGHS_KEY, "state"))
+    return _from_nodes(nodes, graph, dtype, marks.get(Z_WEIGHS_KEY, "state"))
 
 
 def from_node(node: NodeProto, constants: Mapping[str, Any], *, dtype: npt.DTypeLike | None = None) -> Layer | Reversed:
@@ -126,7 +128,7 @@ def from_node(node: NodeProto, constants: Mapping[str, Any], *, dtype: npt.DType
     """
     if node.op_type not in KINDS:
         raise ValueError(f"node: got a {node.op_type}, wanted an RNN, LSTM or GRU")
-    return _from_nodes([node], constants, dtype, "state")
+    return _from_nodes([node], Graph(constants), dtype, "state")
 
 
 def _load(model: Any) -> ModelProto:
@@ -141,99 +143,65 @@ def _load(model: Any) -> ModelProto:
         loaded = onnx.load(model) if isinstance(model, str | os.PathLike) else onnx.load_model_from_string(bytes(model))
     except DecodeError as error:
         raise ValueError(f"model: not an ONNX model ({error})") from None
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"model: {error}") from None  # of weights in another file
     if not loaded.graph.node:
         raise ValueError("model: not an ONNX model, or one without nodes")
     return loaded
 
 
-def _constants(proto: ModelProto) -> dict[str, npt.NDArray[Any]]:
-    """Initializers, Constant nodes, and what exporters compute from them by moving numbers about."""
-    from onnx.reference import ReferenceEvaluator
-
-    constants = {tensor.name: _array(tensor, tensor.name) for tensor in proto.graph.initializer}
-    opsets = {entry.domain: entry.version for entry in proto.opset_import}
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.output:
-            for name, value in _attributes(node).items():
-                constants[node.output[0]] = _array(value, node.output[0]) if name == "value" else np.asarray(value)
-        elif node.op_type in _FOLDED and all(name in constants for name in node.input if name):
-            given = {name: constants[name] for name in node.input if name}
-            # What cannot be computed is no constant; a weight that needs it will be named.
-            with contextlib.suppress(RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
-                values = ReferenceEvaluator(node, opsets=opsets).run(None, given)
-                constants.update(zip(node.output, map(np.asarray, values), strict=False))
-    return constants
-
-
-def _array(tensor: Any, name: str) -> npt.NDArray[Any]:
-    from onnx import numpy_helper
-
-    try:
-        return np.asarray(numpy_helper.to_array(tensor))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"model: the tensor {name!r} is damaged or of an unknown type ({error})") from None
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    """A node's attributes by name, text as str."""
-    import onnx
-
-    def text(value: Any) -> Any:
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    return {name: [text(one) for one in v] if isinstance(v, list) else text(v) for name, v in values.items()}
-
-
-def _is_stack(nodes: Sequence[NodeProto], proto: ModelProto, constants: Mapping[str, Any]) -> bool:
+def _is_stack(nodes: Sequence[NodeProto], proto: ModelProto, graph: Graph) -> bool:
     """Whether each node reads the whole output of the one before, laid out as (time, batch, D*H)."""
-    producers = {name: node for node in proto.graph.node for name in node.output}
-    return all(_links(before, after, producers, constants) for before, after in itertools.pairwise(nodes))
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.value_info}
+
+    def linked(before: NodeProto, after: NodeProto) -> bool:
+        declared = [dim.dim_value for dim in shapes.get(before.output[0], ())] if before.output else []
+        time, batch = (declared[0], declared[2]) if len(declared) == 4 else (0, 0)
+        return _links(before, after, graph, time or _TIME, batch or _BATCH)
+
+    return all(linked(before, after) for before, after in itertools.pairwise(nodes))
 
 
-def _links(before: NodeProto, after: NodeProto, producers: Mapping[str, Any], constants: Mapping[str, Any]) -> bool:
-    steps: list[tuple[str, Any]] = []
+def _links(before: NodeProto, after: NodeProto, graph: Graph, time: int, batch: int) -> bool:
+    steps: list[NodeProto] = []  # from the later node back
     name = after.input[0] if after.input else ""
-    while name in producers and producers[name] is not before:
-        node = producers[name]
-        if len(steps) > 3 or not node.input:
-            return False
-        attributes = _attributes(node)
-        argument = constants.get(node.input[1]) if len(node.input) > 1 else None
-        if node.op_type == "Transpose":
-            steps.append(("Transpose", list(attributes.get("perm", []))))
-        elif node.op_type in ("Squeeze", "Reshape"):
-            value = attributes.get("axes", attributes.get("shape")) if argument is None else argument
-            steps.append((node.op_type, None if value is None else np.asarray(value).tolist()))
-        elif node.op_type in ("Identity", "Dropout") and name == node.output[0]:
-            steps.append(("Identity", None))
-        else:
+    for _ in range(5):
+        node = graph.producers.get(name)
+        if node is None or node is before or not node.input:
+            break
+        if node.op_type not in ("Identity", "Dropout"):
+            steps.append(node)
+        elif name != node.output[0]:
             return False
         name = node.input[0]
     if not before.output or name != before.output[0]:
         return False
-    steps = [step for step in steps if step[0] != "Identity"]
-    directions, hidden = 2 if _direction(before) == "bidirectional" else 1, _hidden(before)
-    reshape = [("Reshape", [0, 0, last]) for last in (-1, directions * hidden)]
-    swap = ("Transpose", [0, 2, 1, 3])
-    allowed = [[step, swap] for step in reshape]  # steps are listed from the later node back
-    if directions == 1:
-        allowed += [[step] for step in reshape] + [[("Squeeze", [1])]]
-    return steps in allowed
+    ways, hidden = 2 if _direction(before) == "bidirectional" else 1, _hidden(before)
+    match [step.op_type for step in steps]:
+        case ["Squeeze"]:
+            axes = graph.get(steps[0].input[1]) if len(steps[0].input) > 1 else attributes(steps[0]).get("axes")
+            return ways == 1 and axes is not None and np.asarray(axes).tolist() == [1]
+        case ["Reshape"] if ways == 1:
+            shape = (time, 1, batch, hidden)
+        case ["Reshape", "Transpose"] if attributes(steps[1]).get("perm") == [0, 2, 1, 3]:
+            shape = (time, batch, ways, hidden)
+        case _:
+            return False
+    return graph.reshaped(steps[0], shape) == [time, batch, ways * hidden]
 
 
 def _direction(node: NodeProto) -> str:
-    return str(_attributes(node).get("direction", "forward"))
+    return str(attributes(node).get("direction", "forward"))
 
 
 def _hidden(node: NodeProto) -> int:
     return next((int(a.i) for a in node.attribute if a.name == "hidden_size"), 0)
 
 
-def _settings(node: NodeProto, constants: Mapping[str, Any]) -> _Settings:
+def _settings(node: NodeProto, graph: Graph, own: set[str]) -> _Settings:
     """A node's attributes, once none of them asks for something that crnn does not compute."""
     kind = KINDS[node.op_type]
-    values = _attributes(node)
+    values = attributes(node)
     known = {"direction", "hidden_size", "layout", "activations", "linear_before_reset", "output_sequence"}
     refused = []
     direction = _direction(node)
@@ -257,8 +225,8 @@ def _settings(node: NodeProto, constants: Mapping[str, Any]) -> _Settings:
     if given.get("P"):
         refused.append("the input P (peepholes)")
     for name in ("initial_h", "initial_c"):
-        if given.get(name) in constants and np.any(constants[given[name]]):
-            refused.append(f"a constant {name} that is not zero (a crnn layer takes its initial state in each call)")
+        if problem := graph.state_problem(given.get(name, ""), own):
+            refused.append(f"{name} is {problem} (a crnn layer takes its initial state in each call)")
     if refused:
         where = f"{node.op_type} node {node.name!r}" if node.name else f"the {node.op_type} node"
         raise ValueError(f"{where} asks for what crnn does not compute: {'; '.join(refused)}")
@@ -267,11 +235,12 @@ def _settings(node: NodeProto, constants: Mapping[str, Any]) -> _Settings:
 
 
 def _from_nodes(
-    nodes: Sequence[NodeProto], constants: Mapping[str, Any], dtype: npt.DTypeLike | None, z_weighs: str
+    nodes: Sequence[NodeProto], graph: Graph, dtype: npt.DTypeLike | None, z_weighs: str
 ) -> Layer | Reversed:
-    settings = _settings(nodes[0], constants)
+    own = {name for node in nodes for name in node.output}
+    settings = _settings(nodes[0], graph, own)
     for node in nodes[1:]:
-        if _settings(node, constants) != settings:
+        if _settings(node, graph, own) != settings:
             raise ValueError(
                 f"node: {node.name or node.op_type} differs in kind or attributes from the one before; say which"
             )
@@ -279,7 +248,7 @@ def _from_nodes(
     ways = 2 if bidirectional else 1
     ours: dict[str, npt.NDArray[Any]] = {}
     for k, node in enumerate(nodes):
-        for d, (weight_ih, weight_hh, biases) in enumerate(_directions(node, kind, ways, settings.bias, constants)):
+        for d, (weight_ih, weight_hh, biases) in enumerate(_directions(node, kind, ways, settings.bias, graph)):
             suffix = suffixes(len(nodes), bidirectional)[k * ways + d]
             ours[f"weight_ih{suffix}"], ours[f"weight_hh{suffix}"] = weight_ih, weight_hh
             if biases is not None:
@@ -301,16 +270,17 @@ def _from_nodes(
 
 
 def _directions(
-    node: NodeProto, kind: Kind, ways: int, bias: bool, constants: Mapping[str, Any]
+    node: NodeProto, kind: Kind, ways: int, bias: bool, graph: Graph
 ) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any], list[npt.NDArray[Any]] | None]]:
     """weight_ih, weight_hh and the two biases of each direction, in our gate order; checked against each other."""
     given = dict(zip(_INPUTS, node.input, strict=False))
     where = f"{node.op_type} node {node.name!r}" if node.name else f"the {node.op_type} node"
     wanted_names = ["W", "R", *(["B"] if bias else [])]
-    loose = [f"{name} ({given.get(name) or 'absent'})" for name in wanted_names if given.get(name) not in constants]
+    found = {name: graph.get(given.get(name, "")) for name in wanted_names}
+    loose = [f"{name} ({given.get(name) or 'absent'})" for name, array in found.items() if array is None]
     if loose:
         raise ValueError(f"{where}: {', '.join(loose)} must be constants of the model, and are computed or fed in")
-    arrays = {name: as_array(f"{where}, {name}", constants[given[name]]) for name in wanted_names}
+    arrays = {name: as_array(f"{where}, {name}", array) for name, array in found.items()}
     gates, recurrent, width = len(GATES[kind]), arrays["R"], arrays["W"].shape[-1] if arrays["W"].ndim == 3 else 0
     hidden = _hidden(node) or (recurrent.shape[-1] if recurrent.ndim == 3 else 0)
     problems = Problems()
