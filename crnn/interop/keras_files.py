@@ -72,7 +72,8 @@ def from_file(
     Parameters
     ----------
     path
-        A `.weights.h5` or `.keras` file. It is read as data: nothing in it is executed.
+        A `.weights.h5` or `.keras` file. It is read as data: nothing in it is executed. The HDF5 library that reads it
+        may end the process over a file that is damaged with intent.
     layer
         The layer's name in Keras, or its group's path in the file. May be left out where there is only one. A
         `.weights.h5` file of Keras before 3.6 has paths only.
@@ -227,13 +228,13 @@ def _number(group: str) -> int:
 def _choose(source: Path, found: list[_Found], layer: str | None) -> _Found:
     if not found:
         raise ValueError(f"{source}: no recurrent layer of Keras 3 in it")
-    names = ", ".join(map(str, found))
     matches = [one for one in found if layer is None or layer in (one.name, one.path)]
+    if len(matches) == 1:
+        return matches[0]
+    names = ", ".join(map(str, found))
     if not matches:
         raise ValueError(f"layer: no recurrent layer {layer!r} in {source}; there are {names}")
-    if len(matches) > 1:
-        raise ValueError(f"layer: {source} holds several that fit, say which by path: {names}")
-    return matches[0]
+    raise ValueError(f"layer: {source} holds several that fit, say which by path: {names}")
 
 
 def _recurrent_configs(node: Any, path: str | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
