@@ -290,7 +290,7 @@ class Parameters(dict[str, np.ndarray]):
         TypeError
             If `tensors` is not a mapping.
         ValueError
-            Listing every missing, unexpected or misshapen tensor, and every wrong dtype or non-finite value, at once.
+            Listing missing, unexpected and misshapen tensors, wrong dtypes and non-finite values, ten at most.
         """
         if not isinstance(tensors, Mapping):
             raise TypeError(f"tensors must be a mapping from names to arrays, not {type(tensors).__name__}")
