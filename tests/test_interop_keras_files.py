@@ -137,6 +137,19 @@ CUSTOM = {"module": "builtins", "class_name": "function", "config": "swoosh", "r
             },
             r"the class Minimal of mine \(only Keras' own LSTMCell\)",
         ),
+        *(
+            (
+                {
+                    "class_name": "RNN",
+                    "config": {
+                        "name": "lstm",
+                        "cell": {"class_name": "StackedRNNCells", "module": "keras.layers", "config": cells},
+                    },
+                },
+                "no configuration of a LSTMCell",
+            )
+            for cells in ({}, {"cells": []}, {"cells": 3})
+        ),
         ({"config": {"name": "lstm", "activation": CUSTOM}}, "activation='mine>swoosh'"),
         ({"config": {"name": "lstm", "recurrent_activation": CUSTOM}}, "recurrent_activation='mine>swoosh'"),
         ({"config": {"name": "other"}}, "its configuration has no .* for certain 'lstm'"),
@@ -147,6 +160,15 @@ def test_classes_and_functions_that_are_not_kerass(change, match, tmp_path):
     to_file(crnn.LSTM(3, 4, rng=0), path)
     with_config(path, lambda entry: entry.update(change))
     with pytest.raises(ValueError, match=match):
+        from_file(path)
+
+
+@pytest.mark.parametrize("layer", [None, 3, {}])
+def test_both_directions_of_no_layer(layer, tmp_path):
+    path = tmp_path / "m.keras"
+    to_file(crnn.RNN(3, 4, bidirectional=True, rng=0), path)
+    with_config(path, lambda entry: entry["config"].update(layer=layer))
+    with pytest.raises(ValueError, match="no configuration of a SimpleRNN or RNN"):
         from_file(path)
 
 

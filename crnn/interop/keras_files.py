@@ -290,7 +290,8 @@ def _settings(found: _Found, kind: Kind, entry: dict[str, Any]) -> tuple[bool | 
     parts: list[Any] = [entry]
     if found.bidirectional:
         config = _own(entry, ("Bidirectional",), refused)
-        parts = [part for part in (config.get("layer"), config.get("backward_layer")) if part is not None]
+        backward = config.get("backward_layer")
+        parts = [config.get("layer")] if backward is None else [config.get("layer"), backward]
         if config.get("merge_mode", "concat") != "concat":
             refused.append(f"merge_mode={config['merge_mode']!r} (only 'concat')")
     cells = [cell for i, part in enumerate(parts) for cell in _cell_configs(kind, part, i == 1, refused)]
@@ -317,14 +318,13 @@ def _cell_configs(kind: Kind, part: Any, backward: bool, refused: list[str]) -> 
     config = _own(part, (_CLASS[kind], "RNN"), refused)
     if bool(config.get("go_backwards", False)) != backward:
         refused.append(f"go_backwards={config.get('go_backwards')!r}")
-    if part.get("class_name") != "RNN":
+    if not isinstance(part, dict) or part.get("class_name") != "RNN":
         return [config]
     cell = config.get("cell")
+    cells: Any = [cell]
     if isinstance(cell, dict) and cell.get("class_name") == "StackedRNNCells":
         cells = _own(cell, ("StackedRNNCells",), refused).get("cells")
-    else:
-        cells = [cell]
-    return [_own(one, (f"{_CLASS[kind]}Cell",), refused) for one in cells] if isinstance(cells, list) else []
+    return [_own(one, (f"{_CLASS[kind]}Cell",), refused) for one in (isinstance(cells, list) and cells) or [None]]
 
 
 def _own(node: Any, names: tuple[str, ...], refused: list[str]) -> dict[str, Any]:
