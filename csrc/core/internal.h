@@ -44,9 +44,18 @@ crnn_team *crnn_half(crnn_team *team, int *rank); /* of an even number of thread
 double crnn_seconds(void);
 int crnn_leave_processor(int processor); /* 1 if this thread was running there and has moved */
 
-/* Out of all caches, at 3 ns per line (x86; nothing happens elsewhere). Where two cores have no cache in common, a line that
- * one has written and the other has read since takes 9 to 25 ns to be written again (Zen 4), one line after the other and
- * whatever is prefetched; a line that lies in memory only, 2 ns. */
+int crnn_processor_is_amd(void);
+
+/* Whether cores whose hand-over takes so long have no cache in common. AMD's groups of cores each have a third level of their own: near
+ * cores hand over in 0.1 to 0.15 us, far ones in 0.3 to 0.5 (Zen 4; core/threads.c). Intel's share one, and hand over in 0.4 us all the
+ * same (Emerald Rapids). An assumed hand-over counts everywhere, for tests. */
+#define CRNN_FAR 2.5e-7 /* seconds */
+int crnn_far(double handover);
+
+/* Out of all caches, at 3 ns per line (Zen 4; x86 only, nothing happens elsewhere). Where two cores have no cache in common, a
+ * line that one has written and the other has read since takes 9 to 25 ns to be written again (Zen 4), one line after the other
+ * and whatever is prefetched; a line that lies in memory only, 2 ns. Where they have one it only costs: on Emerald Rapids 120 to 150 ns
+ * per line, which then takes 8 ns to be written instead of 5 (an LSTM of batch 20, T 35, 200 units had 83 instead of 146 GFLOP/s). */
 void crnn_push_out(const void *data, size_t bytes);
 
 /* This rank's share of the rows, of `bytes` each, that a caller wants beyond the sequences' ends. Whoever writes what lies before

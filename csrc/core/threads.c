@@ -344,6 +344,8 @@ double crnn_handover(int threads)
 
 void crnn_assume_handover(double seconds) { atomic_store(&assumed, seconds); }
 
+int crnn_far(double seconds) { return seconds > CRNN_FAR && (crnn_processor_is_amd() || atomic_load(&assumed) > 0); }
+
 void crnn_parallel(int threads, int brief, crnn_work work, void *context)
 {
     if (threads > 1 && !atomic_flag_test_and_set(&busy)) {

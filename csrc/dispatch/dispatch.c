@@ -12,9 +12,19 @@ typedef struct {
 
 static int always(void) { return 1; }
 
-#if defined(CRNN_HAVE_AVX2) || defined(CRNN_HAVE_AVX512)
+#if defined(__x86_64__)
 #include <cpuid.h>
 
+int crnn_processor_is_amd(void)
+{
+    uint32_t a, b, c, d; /* the maker's name lies in b, d, c */
+    return __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541 && d == 0x69746e65 && c == 0x444d4163; /* AuthenticAMD */
+}
+#else
+int crnn_processor_is_amd(void) { return 0; }
+#endif
+
+#if defined(CRNN_HAVE_AVX2) || defined(CRNN_HAVE_AVX512)
 static uint64_t enabled_state(void)
 {
     uint32_t low, high;

@@ -47,7 +47,7 @@ typedef struct {
 static int update_threads(size_t n)
 {
     const int threads = n < UPDATE_SHARED ? 1 : crnn_get_threads();
-    return threads > 1 && n < UPDATE_SHARED_FAR && crnn_handover(threads) > FAR ? 1 : threads;
+    return threads > 1 && n < UPDATE_SHARED_FAR && crnn_handover(threads) > CRNN_FAR ? 1 : threads;
 }
 
 static void update_dense(void *context, int rank, crnn_team *team)

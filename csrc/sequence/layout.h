@@ -226,9 +226,6 @@ static int input_in_rooms(const run_state *s)
 #define LYING_MOST 64
 static int input_lies_back(const run_state *s, size_t input) { return s->R <= LYING_MOST && is_wide(s, input); }
 
-/* Near cores hand over in 0.1 to 0.15 us, far ones in 0.3 to 0.5 (core/threads.c), and all that crosses between them scales
- * with it. */
-#define FAR 2.5e-7 /* seconds */
 /* With ROWS_EACH sequences per thread tiles are as good either way, and what threads wait for each other decides: for the one
  * that has the most rows, or for the one that has the most units and for the barriers of every step (8 sequences of 128 units
  * gain 5 to 20 % by sequences, 9 of them lose 4 %). In ragged batches sequences differ too much. */
@@ -277,11 +274,11 @@ static thread_plan plan_for(const run_state *s, size_t input, size_t most)
     if (most > useful) most = useful;
     double cross = most > 1 && flops > 1e5 ? crnn_handover((int)most) : 0;
     if (flops < least_flops(s, cross)) most = 1;
-    thread_plan plan = {.threads = (int)most, .brief = s->small && flops < 2e6, .far = most > 1 && !s->small && cross > FAR,
+    thread_plan plan = {.threads = (int)most, .brief = s->small && flops < 2e6, .far = most > 1 && !s->small && crnn_far(cross),
                         .forward = BY_SEQUENCES, .backward = BY_SEQUENCES};
     if (most == 1) return plan;
     const int each = s->B >= most * ROWS_EACH, units = s->UV >= most;
-    const int first = cross < FAR && flops >= FIRST_FLOPS / (s->B >= most ? 2 : 1);
+    const int first = !crnn_far(cross) && flops >= FIRST_FLOPS / (s->B >= most ? 2 : 1);
     const double meeting = fmax(first && flops >= FIRST_FLOPS && s->B >= 2 * most ? 2e5 : 6e4, 2.5e11 * cross);
     if (units && (s->small || recurrent_lies(s) || !each ||
                   (s->B < most * 2 * ROWS_EACH && units_wait_less(s, most, cross, step_flops)))) {
@@ -311,7 +308,7 @@ static thread_plan choose_threads(const run_state *s, size_t input)
     thread_plan plan = plan_for(s, input, most / 2);
     plan.threads *= 2;
     plan.apart = 1;
-    plan.far = !s->small && cross > FAR;
+    plan.far = !s->small && crnn_far(cross);
     return plan;
 }
 
