@@ -306,24 +306,28 @@ INLINE void copy_tile(T *to, size_t ldt, const T *from, size_t ldf, size_t width
  * columns of A that the next block reads, turn and turn about: neither lies so that the hardware would guess it (weight
  * gradients of 128 to 500 units: 4 to 9 %). */
 #define PRODUCT_ROWS 96
-/* With sixteen registers a tile of three rows by four vectors takes six cycles a step, in which three lines, of columns of A and of
+/* The first level holds what a tile reads of B: 128 rows of four vectors. With 350 to 512 rows it came from the second level each time,
+ * and weight gradients of 128 to 650 units ran at 90 to 104 GFLOP/s on one core of an Emerald Rapids Xeon that is now at 95 to 110.
+ * Columns of A are copied to where the hardware sees them coming, unless few columns of B repay it (from 500 units on, 117 instead of
+ * 100 to 110).
+ * With sixteen registers a tile of three rows by four vectors takes six cycles a step, in which three lines, of columns of A and of
  * rows of B, would come from the second level: all that it gives. Tiles of six rows by two vectors want two, and 192 rows of two
- * vectors of B stay in the first level; columns of A are copied to where the hardware sees them coming, unless few columns of B
- * repay it. Weight gradients of 200 to 650 units run at 86 to 99 GFLOP/s on one core of Zen 4 with AVX2 instead of 55 to 79. What is
- * small stays as it is, and so do thirty-two registers, whose tiles take four times as many cycles a step. */
+ * vectors of B stay in the first level: 86 to 99 GFLOP/s on one core of Zen 4 with AVX2 instead of 55 to 79 (200 to 650 units).
+ * What is small stays as it is. */
 #if CRNN_VREGS >= 32
 #define COLUMNS_WIDE 4
-#define COLUMNS_DEPTH 512
+#define COLUMNS_DEPTH 128
+#define COPY_TILES 6
 #else
 #define COLUMNS_WIDE 2
 #define COLUMNS_DEPTH 192
+#define COPY_TILES 8
 #endif
 #define COLUMNS_BYTES ((size_t)64 << 10) /* of B */
-#define COPY_TILES 8
 /* Elements of a call's room: for the last columns of B, or, where A's columns are rows of what is stored, for columns of A. */
 INLINE size_t product_room(size_t depth, int columns_of_A)
 {
-    return !columns_of_A ? depth * 4 * VW : COLUMNS_WIDE < 4 ? depth * leading(PRODUCT_ROWS) : 0;
+    return depth * (columns_of_A ? leading(PRODUCT_ROWS) : 4 * VW);
 }
 /* Of few rows of B, which the first level holds, so many rows of C at a time, written from end to end (weight gradients of 3 steps,
  * 650 units: 0 to 7 % of forward and backward). */
@@ -338,9 +342,9 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
                        p->ars == 1 ? p->aks : p->ars, p->accumulate, p->C + m0 * p->ldc, p->ldc);
         return;
     }
-    const int narrow = COLUMNS_WIDE < 4 && p->ars == 1 && K * N * sizeof(T) > COLUMNS_BYTES;
-    size_t vectors = tile_count(N, VW), columns = tile_count(vectors, narrow ? COLUMNS_WIDE : 4);
-    const int copy = narrow && columns > COPY_TILES;
+    const int deep = p->ars == 1 && K * N * sizeof(T) > COLUMNS_BYTES;
+    size_t vectors = tile_count(N, VW), columns = tile_count(vectors, deep ? COLUMNS_WIDE : 4);
+    const int copy = deep && columns > COPY_TILES;
     const size_t most_rows = K * N * sizeof(T) <= FLAT_BYTES ? FLAT_ROWS : PRODUCT_ROWS;
     for (size_t mb = m0; mb < m1; mb += block) {
         block = round_up(next_rows(m1 - mb, most_rows), 8);
