@@ -15,10 +15,16 @@ static int always(void) { return 1; }
 #if defined(__x86_64__)
 #include <cpuid.h>
 
+/* Asked once: in a virtual machine cpuid takes microseconds, and every call of a layer wants to know. */
 int crnn_processor_is_amd(void)
 {
-    uint32_t a, b, c, d; /* the maker's name lies in b, d, c */
-    return __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541 && d == 0x69746e65 && c == 0x444d4163; /* AuthenticAMD */
+    static _Atomic int known; /* 1 + the answer */
+    if (!atomic_load_explicit(&known, memory_order_relaxed)) {
+        uint32_t a, b, c, d; /* the maker's name lies in b, d, c: AuthenticAMD */
+        const int amd = __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541 && d == 0x69746e65 && c == 0x444d4163;
+        atomic_store_explicit(&known, 1 + amd, memory_order_relaxed);
+    }
+    return atomic_load_explicit(&known, memory_order_relaxed) == 2;
 }
 #else
 int crnn_processor_is_amd(void) { return 0; }

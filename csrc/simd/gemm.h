@@ -306,10 +306,10 @@ INLINE void copy_tile(T *to, size_t ldt, const T *from, size_t ldf, size_t width
  * columns of A that the next block reads, turn and turn about: neither lies so that the hardware would guess it (weight
  * gradients of 128 to 500 units: 4 to 9 %). */
 #define PRODUCT_ROWS 96
-/* The first level holds what a tile reads of B: 128 rows of four vectors. With 350 to 512 rows it came from the second level each time,
- * and weight gradients of 128 to 650 units ran at 90 to 104 GFLOP/s on one core of an Emerald Rapids Xeon that is now at 95 to 110.
- * Columns of A are copied to where the hardware sees them coming, unless few columns of B repay it (from 500 units on, 117 instead of
- * 100 to 110).
+/* The first level holds what a tile reads of B: 128 rows of four vectors. With 350 to 512 rows it comes from the second level each time:
+ * weight gradients of 128 to 650 units ran at 86 to 104 GFLOP/s on one core of Emerald Rapids, and now at 96 to 110. Columns of A
+ * are copied to where the hardware sees them coming, unless few columns of B repay it (500 and 650 units: 116 and 117 instead of 99
+ * and 110).
  * With sixteen registers a tile of three rows by four vectors takes six cycles a step, in which three lines, of columns of A and of
  * rows of B, would come from the second level: all that it gives. Tiles of six rows by two vectors want two, and 192 rows of two
  * vectors of B stay in the first level: 86 to 99 GFLOP/s on one core of Zen 4 with AVX2 instead of 55 to 79 (200 to 650 units).

@@ -57,8 +57,6 @@ static void machine(const char *isa, crnn_dtype dtype)
     CHECK(crnn_handover(2) < 0.25, "the assumed time stays");
 }
 
-/* What has never been measured is a constant, and what is measured never the same for long; a change of the number of threads
- * asks for another measurement, which several jobs are done for: one of them takes less than the asking. */
 /* Slow hand-overs alone are not far cores: only AMD's processors have cores without a common cache. The processor is asked in another
  * way here. */
 static int made_by_amd(void)
@@ -82,6 +80,8 @@ static void far_cores(void)
     crnn_assume_handover(0);
 }
 
+/* What has never been measured is a constant, and what is measured never the same for long; a change of the number of threads
+ * asks for another measurement, which several jobs are done for: one of them takes less than the asking. */
 static void handover_is_measured(void)
 {
     const double give_up = crnn_seconds() + 20; /* others may keep the worker from answering for a while */
