@@ -26,8 +26,9 @@ SIZES = [  # (rows, hidden): row tails, width tails, one row, more rows than any
 # From 200 rows on, dh comes from weights that are turned round, 512 columns (of each eighth) and 900 bytes of units
 # at a time. (vocabulary, rows, hidden): both sides of the limit, several pieces of columns, several of units.
 MANY_ROWS = [(33, 199, 17), (33, 200, 17), (17, 201, 8), (4200, 203, 25), (65, 230, 241)]
-# With sixteen registers columns of weights and of h are copied from 96 rows on, 96 units and 192 rows at a time.
-COPIED = [(1700, 95, 11), (1700, 96, 11), (1999, 197, 101)]
+# From 96 rows on columns of weights are copied, and where an eighth of the vocabulary is more than six or eight tiles
+# wide, so are columns of h, 96 units and 128 rows (with sixteen registers 192) at a time.
+COPIED = [(1700, 95, 11), (1700, 96, 11), (1999, 197, 101), (3400, 131, 98)]
 
 
 @dataclasses.dataclass

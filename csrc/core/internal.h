@@ -47,8 +47,8 @@ int crnn_leave_processor(int processor); /* 1 if this thread was running there a
 int crnn_processor_is_amd(void);
 
 /* Whether cores whose hand-over takes so long have no cache in common. AMD's groups of cores each have a third level of their own: near
- * cores hand over in 0.1 to 0.15 us, far ones in 0.3 to 0.5 (Zen 4; core/threads.c). Intel's share one, and hand over in 0.4 us all the
- * same (Emerald Rapids). An assumed hand-over counts everywhere, for tests. */
+ * cores hand over in 0.1 to 0.15 us, far ones in 0.3 to 0.5 (Zen 4; core/threads.c). Intel's share one in a socket, and hand over in 0.4 us
+ * all the same (Emerald Rapids). An assumed hand-over counts everywhere, for tests. */
 #define CRNN_FAR 2.5e-7 /* seconds */
 int crnn_far(double handover);
 
