@@ -168,7 +168,13 @@ def test_rows_shared_where_one_thread_walks_the_steps(case, isa, threads):
 
 # Inference copies the rows of a chunk of steps to where those of the chunk or the call before were: all threads
 # some of them, or each its own.
-TAKEN_LATE = [(300, 300, (30, 30)), (500, 40, (60,)), (300, 9, (5,) * 40), (300, 20, (60, 50, 40, *range(1, 40)))]
+TAKEN_LATE = [
+    (300, 300, (30, 30)),
+    (300, 300, (9,) * 33),  # weights beyond the second level: chunks of 256 rows
+    (500, 40, (60,)),
+    (300, 9, (5,) * 40),
+    (300, 20, (60, 50, 40, *range(1, 40))),
+]
 
 
 @pytest.mark.parametrize("shape", TAKEN_LATE, ids=lambda shape: f"{shape[0]}-{shape[1]}-{len(shape[2])}")
@@ -212,6 +218,10 @@ INFERENCE = [
         (200, (20, 33, 5, 0, 33) * 5, 1, False, "float32"),  # several chunks of steps, whose gates inference forgets
         (65, (40,) * 9, 2, False, "float64"),
     ]
+] + [
+    Case(kind, 300, 300, lengths, dtype="float32")  # weights beyond the second level: chunks of 256 rows
+    for kind in ("lstm", "gru", "gru_after")
+    for lengths in ((30,) * 10, (9,) * 33, (*range(1, 25), 0, 3, 14))
 ]
 
 
