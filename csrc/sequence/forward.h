@@ -117,6 +117,11 @@ static void start_gates(const run_state *s, const layer_run *run, T *out, size_t
 
 #include "small.h"
 
+/* Whether rows of gates have left the second level when they are written or read again: those that backward reads, or many in work
+ * (inference of wide layers, 256 rows: 1.00 to 1.10 times as fast as with 48 rows, 0.94 to 1.11 if they are not asked for). */
+#define NEAR_GATES ((size_t)1 << 20)
+INLINE int gates_are_far(const run_state *s) { return s->keep_gates || s->chunk_rows * s->ldg * sizeof(T) > NEAR_GATES; }
+
 static void project_rows(const run_state *s, const layer_run *run, const T *b, size_t gate_row, size_t rows, size_t u,
                          size_t units, size_t next_units, const T *x, size_t ldx)
 {
@@ -126,7 +131,7 @@ static void project_rows(const run_state *s, const layer_run *run, const T *b, s
     const size_t per_unit = (size_t)product->gates * VW * run->input;
     T *out = run->gates + gate_row * s->ldg;
     tile_column(rows, nv, halves, run->input, x, ldx, 1, b, (size_t)nv * VW, out, s->ldg, run->bias, 0, off,
-                fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv), s->keep_gates);
+                fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv), gates_are_far(s));
     /* The cell works on whole vectors. */
     for (size_t r = 0; r < rows && halves; r++, out += s->ldg)
         for (int j = nv - halves; j < nv; j++) memset(out + off[j] + VW / 2, 0, VW / 2 * sizeof(T));
@@ -214,7 +219,7 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
         fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * next_tile.units * VW * K, hi - i0, nv);
         for (size_t done = 0; done < hi - i0;) {
             size_t mr = tile_rows(hi - i0 - done, nv);
-            const tile_fetch fetch = fetch_share(&plan, s->keep_gates);
+            const tile_fetch fetch = fetch_share(&plan, gates_are_far(s));
             T *c = gates + done * s->ldg;
             if (K)
                 tiles[halves][nv][mr](K, a + done * s->ldh, s->ldh, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);

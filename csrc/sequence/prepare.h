@@ -53,10 +53,10 @@ static void set_lengths(run_state *s)
 /* Inputs that take part in a product; a word is looked up. */
 static size_t read_width(const crnn_stack *stack) { return stack->onehot ? 0 : stack->input; }
 
-/* Weights that do not fit the second level come closer once for each chunk: inference, which has nothing else to fetch from afar, takes
- * so many rows of a wide layer at least, though their gates leave the second level too (Emerald Rapids, one thread and two: LSTM of 512
- * units, 32 sequences 1.26 and 1.08 times as fast as with one step at a time, GRU 1.11 and 1.09, LSTM of 650 units, 20 sequences 1.01 and
- * 1.07; 128 rows gain less, 512 no more. Forward and backward: 0.99 to 1.05). */
+/* Weights that do not fit the second level come closer once for each chunk: inference takes so many rows of a wide layer at least, though
+ * their gates leave the second level too (Emerald Rapids, one thread and two: LSTM of 512 units, 32 sequences 1.03 to 1.26 and 1.05 to
+ * 1.08 times as fast as with one step at a time, GRU 1.07 to 1.11 and 1.09 to 1.10; 128 rows gain less, 512 no more. Training gains nothing
+ * clear, 0.97 to 1.05). */
 #define WIDE_CHUNK_ROWS 256
 static size_t widest_read(const crnn_stack *stack)
 {
