@@ -120,7 +120,7 @@ static void softmax_logits(const softmax_call *call, T *room, int rank, int size
             const tile_fetch fetch = {.far = 1, .at = (const char *)(w + ahead + asked * args->ld), .rows = upto - asked,
                                       .step = args->ld * sizeof(T), .tops = tops + done * VW};
             T *out = slab_logits(call, slab) + done * call->ldl + (v - slab_begin(call, slab));
-            (pads ? tiles[0] : topped_tiles)[nv][mr](args->hidden, call->h + done * call->ldh, call->ldh, 1, b, ldb, out, call->ldl,
+            (pads ? tiles[0] : topped_tiles)[nv][mr](args->hidden, call->h + done * call->ldh, call->ldh, b, ldb, out, call->ldl,
                                                      call->bias + v, 0, contiguous_off, &fetch);
             for (size_t r = 0; pads && r < mr; r++, out += call->ldl) pad_row(out, ahead - v, pads, fetch.tops + r * VW);
             done += mr;
@@ -269,7 +269,7 @@ static void softmax_turned(const softmax_call *call, T *part, T *room, const T *
                 unit_tile at = nth_tile(u0, u1, 4, i, 0);
                 T *out = part + r * call->ldh + at.u * VW;
                 fetch_upto(&fetch, r * count + (i + 1) * rows, call->rows * count);
-                tile_column(rows, (int)at.units, half_left((at.u + at.units) * VW, H), n, e + r * call->ldl, call->ldl, 1,
+                tile_column(rows, (int)at.units, half_left((at.u + at.units) * VW, H), n, e + r * call->ldl, call->ldl,
                             room + (at.u - u0) * VW * n, at.units * VW, out, call->ldh, add ? out : NULL,
                             call->ldh, contiguous_off, (fetch_plan){0}, 1);
             }
@@ -297,18 +297,18 @@ static void softmax_slab(const softmax_call *call, size_t slab, T *room, T *colu
         for (size_t c = v; (out || bias) && c < v + n; c += 4 * VW) {
             int nv = (int)((v + n - c < 4 * VW ? v + n - c : 4 * VW) / VW);
             if (bias)
-                tiles[0][nv][1](rows, call->factors, 0, 1, e + (c - from), call->ldl, call->bias_sum + c, 0, NULL, 0, contiguous_off,
+                tiles[0][nv][1](rows, call->factors, 0, e + (c - from), call->ldl, call->bias_sum + c, 0, NULL, 0, contiguous_off,
                                 NULL);
             for (size_t k = 0; out && !copied && k < H;) {
                 size_t mr = tile_rows(H - k, 4);
                 T *o = out + k * ldo + c;
-                tiles[0][nv][mr](rows, call->h + k, 1, call->ldh, e + (c - from), call->ldl,
+                turned_rows[0][nv][mr](rows, call->h + k, call->ldh, e + (c - from), call->ldl,
                                   o, ldo, update || call->add ? o : NULL, ldo, contiguous_off, update ? NULL : &far);
                 k += mr;
             }
         }
         if (!copied) continue;
-        const product_call p = {.N = n, .K = rows, .A = call->h, .ars = 1, .aks = call->ldh, .B = e + at, .ldb = call->ldl,
+        const product_call p = {.N = n, .K = rows, .A = call->h, .lda = call->ldh, .turned = 1, .B = e + at, .ldb = call->ldl,
                                 .depth = COLUMNS_DEPTH, .room = columns, .C = out + v, .ldc = ldo, .accumulate = update || call->add,
                                 .blas = call->blas};
         product_rows(&p, 0, H);

@@ -153,7 +153,7 @@ static void product_back(const run_state *s, const cell_product *product, const 
             fetch_for_tile(next, left--);
             for (int g = 0; g < product->gates; g++) {
                 const T *from = g ? c : init.at ? init.at + row * init.ld + (u - u0) * VW : NULL;
-                tiles[half][units][mr](H, d + row * s->ldg + (size_t)product->slot[g] * s->Hp, s->ldg, 1,
+                tiles[half][units][mr](H, d + row * s->ldg + (size_t)product->slot[g] * s->Hp, s->ldg,
                                        b + (size_t)g * H * units * VW, units * VW, c, ldo, from, g ? ldo : init.ld,
                                        contiguous_off, g ? NULL : &far);
             }
@@ -304,7 +304,7 @@ static void input_rows(const backward_call *call, size_t q, const T *d, size_t r
         return;
     }
     for (size_t g = 0; g < (size_t)s->shape.gates; g++) {
-        product_call p = {.N = width, .K = s->H, .A = d + g * s->Hp, .ars = s->ldg, .aks = 1,
+        product_call p = {.N = width, .K = s->H, .A = d + g * s->Hp, .lda = s->ldg,
                           .B = (const T *)call->stack->weights[q].weight_ih + g * s->H * width, .ldb = width,
                           .depth = LYING_DEPTH, .room = room_of(call, rank), .C = out,
                           .ldc = ldo, .accumulate = g > 0, .blas = call->blas};

@@ -130,7 +130,7 @@ static void project_rows(const run_state *s, const layer_run *run, const T *b, s
     int nv = tile_offsets(product, s->Hp, u, units, off), halves = tile_halves(product, s->H, u, units);
     const size_t per_unit = (size_t)product->gates * VW * run->input;
     T *out = run->gates + gate_row * s->ldg;
-    tile_column(rows, nv, halves, run->input, x, ldx, 1, b, (size_t)nv * VW, out, s->ldg, run->bias, 0, off,
+    tile_column(rows, nv, halves, run->input, x, ldx, b, (size_t)nv * VW, out, s->ldg, run->bias, 0, off,
                 fetch_ahead(s->UV * per_unit, b + units * per_unit, next_units * per_unit, rows, nv), gates_are_far(s));
     /* The cell works on whole vectors. */
     for (size_t r = 0; r < rows && halves; r++, out += s->ldg)
@@ -222,7 +222,7 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
             const tile_fetch fetch = fetch_share(&plan, gates_are_far(s));
             T *c = gates + done * s->ldg;
             if (K)
-                tiles[halves][nv][mr](K, a + done * s->ldh, s->ldh, 1, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
+                tiles[halves][nv][mr](K, a + done * s->ldh, s->ldh, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
             size_t col = u * VW, prev = (before + done) * s->ldh + col, next = (s->B + row + done) * s->ldh + col;
             size_t prev_c = cell_row(s, before + done, i0 + done) * s->ldh + col;
             size_t next_c = cell_row(s, s->B + row + done, i0 + done) * s->ldh + col;

@@ -76,7 +76,7 @@ static void gradients_of_layer(const backward_call *call, size_t q, int rank, cr
     if (grads) {
         static const int straight[4] = {0, 1, 2, 3};
         const int *hh = s->shape.bias_hh_slot;
-        product_call ih = {.N = run->input, .K = s->R, .ars = 1, .aks = s->ldg, .B = run->x, .ldb = run->ldx, .depth = COLUMNS_DEPTH,
+        product_call ih = {.N = run->input, .K = s->R, .lda = s->ldg, .turned = 1, .B = run->x, .ldb = run->ldx, .depth = COLUMNS_DEPTH,
                            .room = room_of(call, rank), .C = grads->weight_ih, .ldc = run->input, .accumulate = add,
                            .blas = call->blas};
         product_call recurrent = ih;

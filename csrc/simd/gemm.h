@@ -16,13 +16,13 @@ typedef struct {
     T *tops;         /* what topped tiles raise to the largest of their sums, by row (VW apart) and lane */
 } tile_fetch;
 
-/* c[i][off[j]..] = init[i][off[j]..] + sum_k a[i*ars + k*aks] * b[k*ldb + j*VW ..],  i < mr rows, j < nv vectors.
- * init null: 0. ldi 0: the same row of init for all (a bias).
+/* c[i][off[j]..] = init[i][off[j]..] + sum_k a[i*lda + k] * b[k*ldb + j*VW ..],  i < mr rows, j < nv vectors; a[i + k*lda] in tiles of
+ * turned rows. init null: 0. ldi 0: the same row of init for all (a bias).
  * The last `halves` vectors have half as many columns, and take half the time: 200 columns are 12.5 vectors of sixteen.
  * fetch may be null. */
 #define TILE_ARGUMENTS                                                                                                 \
-    size_t K, const T *a, size_t ars, size_t aks, const T *b, size_t ldb, T *c, size_t ldc, const T *init, size_t ldi, \
-        const size_t *off, const tile_fetch *fetch
+    size_t K, const T *a, size_t lda, const T *b, size_t ldb, T *c, size_t ldc, const T *init, size_t ldi, const size_t *off, \
+        const tile_fetch *fetch
 typedef void (*tile_function)(TILE_ARGUMENTS);
 /* Lines are asked for a few at a time: more than the core can have under way would hold up the tile's own loads (with 64 steps
  * of k at a time LSTMs of 500 to 800 units lose 2 to 11 % of forward; with all rows of c at once the logits of 400 rows, 10,000
@@ -31,35 +31,62 @@ typedef void (*tile_function)(TILE_ARGUMENTS);
  * 200 units: 1 to 2 % lost, 4 to 7 where cores are far from each other). */
 #define AHEAD_STEP 8
 
-/* Of sixteen registers none is to spare: a load repeated is better than a sum that leaves its register. */
-#if CRNN_VREGS >= 32
-#define LOAD_B load_once
-#else
-#define LOAD_B load
-#endif
-
-/* One step of k: the vectors of b, then row by row. Rows of a are reached from every third one, so that a tile needs few
- * registers for addresses, and in bytes, so that the compiler makes no second loop for the case of aks = 1. */
-#define TILE_LOAD                                                                    \
-    V bv[4];                                                                         \
-    VH bh[4];                                                                        \
-    UNROLL(4) for (int j = 0; j < nv; j++) {                                         \
-        if (j < full) bv[j] = LOAD_B((const T *)(const void *)b_at + (size_t)j * VW);     \
-        else bh[j] = load_half((const T *)(const void *)b_at + (size_t)j * VW);      \
+/* One step of k: the vectors of b, then row by row. Rows of a are reached from every third one, so that a tile needs few registers for
+ * addresses, and turned ones from the first. The compiler is not to see through addresses: it would keep one for each step and row, on
+ * the stack. */
+#define KEEP_ADDRESS(at) __asm__("" : "+r"(at))
+#define TILE_LOAD                                                                                        \
+    V bv[4];                                                                                             \
+    VH bh[4];                                                                                            \
+    UNROLL(4) for (int j = 0; j < nv; j++) {                                                             \
+        if (j < full) bv[j] = load_in_order((const T *)(const void *)b_at + (size_t)j * VW);             \
+        else bh[j] = load_half((const T *)(const void *)b_at + (size_t)j * VW);                          \
     }
-#define TILE_ROW(i)                                                                                   \
-    {                                                                                                 \
-        V s = splat(*(const T *)(const void *)(a_at[(i) / 3] + (size_t)((i) % 3) * a_row));           \
-        UNROLL(4) for (int j = 0; j < nv; j++) {                                                      \
-            if (j < full) acc[i][j] = MULADD(s, bv[j], acc[i][j]);                                    \
-            else half[i][j] = HALF_MULADD(LOW_HALF(s), bh[j], half[i][j]);                            \
-        }                                                                                             \
+#define TILE_ROW(i, k)                                                                                   \
+    {                                                                                                    \
+        const size_t below = (i) % 3 == 2 ? two_rows : (size_t)((i) % 3) * a_row;                        \
+        const char *at = turned ? a_at[0] + (size_t)(i) * sizeof(T) : a_at[(i) / 3] + below + (k) * sizeof(T); \
+        V s = splat_in_order((const T *)(const void *)at);                                               \
+        UNROLL(4) for (int j = 0; j < nv; j++) {                                                         \
+            if (j < full) acc[i][j] = muladd_in_order(s, bv[j], acc[i][j]);                              \
+            else half[i][j] = HALF_MULADD(LOW_HALF(s), bh[j], half[i][j]);                               \
+        }                                                                                                \
     }
+#define TILE_STEP(k)                                             \
+    {                                                            \
+        TILE_LOAD                                                \
+        UNROLL(8) for (int i = 0; i < mr; i++) TILE_ROW(i, k)    \
+        b_at += b_step;                                          \
+        KEEP_ADDRESS(b_at);                                      \
+        if (turned) {                                            \
+            a_at[0] += a_row;                                    \
+            KEEP_ADDRESS(a_at[0]);                               \
+        }                                                        \
+    }
+#define TILE_GO_ON(steps)                                            \
+    {                                                                \
+        if (!turned) {                                               \
+            a_at[0] += (steps) * sizeof(T);                          \
+            KEEP_ADDRESS(a_at[0]);                                   \
+        }                                                            \
+        if (!turned && mr > 3) {                                     \
+            a_at[1] += (steps) * sizeof(T);                          \
+            KEEP_ADDRESS(a_at[1]);                                   \
+        }                                                            \
+        if (!turned && mr > 6) {                                     \
+            a_at[2] += (steps) * sizeof(T);                          \
+            KEEP_ADDRESS(a_at[2]);                                   \
+        }                                                            \
+    }
+/* Steps from one look at the end to the next: 37 instructions a step of the largest tile instead of 41. It counts where another program
+ * has a core's second thread (Emerald Rapids, tiles of six rows by four vectors, such minutes: 1.02 to 1.2 times as fast with four steps;
+ * quiet ones 0.98 to 1.06. Layers and output layers in both: 0.99 to 1.1). Four steps gain nothing with AVX2. */
+#define TILE_STEPS ((size_t)(IN_ORDER ? 4 : 1))
 
-INLINE void tile_body(const int mr, const int nv, const int halves, const int topped, TILE_ARGUMENTS)
+INLINE void tile_body(const int mr, const int nv, const int halves, const int topped, const int turned, TILE_ARGUMENTS)
 {
     const int full = nv - halves;
-    const size_t a_row = ars * sizeof(T), a_step = aks * sizeof(T), b_step = ldb * sizeof(T);
+    const size_t a_row = opaque(lda * sizeof(T)), two_rows = opaque(2 * a_row), b_step = opaque(ldb * sizeof(T));
     const char *b_at = (const char *)b, *a_at[3];
     V acc[8][4];
     VH half[8][4];
@@ -94,17 +121,23 @@ INLINE void tile_body(const int mr, const int nv, const int halves, const int to
             if (now > AHEAD_STEP) now = AHEAD_STEP;
         }
         left -= now;
-        for (const char *end = b_at + now * b_step; b_at != end; b_at += b_step) {
-            TILE_LOAD
-            UNROLL(8) for (int i = 0; i < mr; i++) TILE_ROW(i)
-            UNROLL(3) for (int i = 0; 3 * i < mr; i++) a_at[i] += a_step;
+        for (; now % TILE_STEPS; now--) {
+            TILE_STEP(0)
+            TILE_GO_ON(1)
+        }
+        for (const char *end = b_at + now * b_step; b_at != end;) {
+            TILE_STEP(0)
+            if (TILE_STEPS == 4) TILE_STEP(1)
+            if (TILE_STEPS == 4) TILE_STEP(2)
+            if (TILE_STEPS == 4) TILE_STEP(3)
+            TILE_GO_ON(TILE_STEPS)
         }
     }
     /* Stores, two cycles each on Zen 4, go on during the multiplications of the rows below and of the next tile: a third less
      * time is lost between tiles than with all of them at the end (45 cycles instead of 64 for 24 vectors). */
     TILE_LOAD
     UNROLL(8) for (int i = 0; i < mr; i++) {
-        TILE_ROW(i)
+        TILE_ROW(i, 0)
         UNROLL(4) for (int j = 0; j < nv; j++) {
             const T *from = init + (size_t)i * ldi + off[j];
             T *to = c + (size_t)i * ldc + off[j];
@@ -122,14 +155,21 @@ INLINE void tile_body(const int mr, const int nv, const int halves, const int to
 #define TILE(mr, nv, halves)                                                                                       \
     NOINLINE void tile_##mr##x##nv##_##halves(TILE_ARGUMENTS)                                                      \
     {                                                                                                              \
-        tile_body(mr, nv, halves, 0, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, fetch);                          \
+        tile_body(mr, nv, halves, 0, 0, K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch);                          \
     }
 #define TILE_NAME(mr, nv, halves) tile_##mr##x##nv##_##halves,
+/* The same of turned rows. */
+#define TILE_TURNED(mr, nv, halves)                                                                    \
+    NOINLINE void turned_##mr##x##nv##_##halves(TILE_ARGUMENTS)                                   \
+    {                                                                                             \
+        tile_body(mr, nv, halves, 0, 1, K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch);        \
+    }
+#define TURNED_NAME(mr, nv, halves) turned_##mr##x##nv##_##halves,
 /* The same, with the largest sums; whole vectors alone. */
 #define TOPPED(mr, nv, halves)                                                            \
     NOINLINE void topped_##mr##x##nv(TILE_ARGUMENTS)                                      \
     {                                                                                     \
-        tile_body(mr, nv, 0, 1, K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, fetch);   \
+        tile_body(mr, nv, 0, 1, 0, K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch);   \
     }
 #define TOPPED_NAME(mr, nv, halves) topped_##mr##x##nv,
 #define UPTO_3(M, nv, halves) M(1, nv, halves) M(2, nv, halves) M(3, nv, halves)
@@ -161,8 +201,8 @@ WIDE_2(TILE, 2) WIDE_4(TILE, 2) WIDE_3(TILE, 3) WIDE_4(TILE, 4)
     NOINLINE void name(TILE_ARGUMENTS)                                                           \
     {                                                                                            \
         const tile_fetch rest = {.far = fetch && fetch->far, .tops = fetch ? fetch->tops : NULL}; \
-        first(K, a, ars, aks, b, ldb, c, ldc, init, ldi, off, fetch);                             \
-        second(K, a, ars, aks, b + 2 * VW, ldb, c, ldc, init, ldi, off + 2, &rest);               \
+        first(K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch);                             \
+        second(K, a, lda, b + 2 * VW, ldb, c, ldc, init, ldi, off + 2, &rest);               \
     }
 PAIR(tile_4x4_0, tile_4x2_0, tile_4x2_0)
 #if HALVES
@@ -171,15 +211,32 @@ PAIR(tile_4x4_1, tile_4x2_0, tile_4x2_1) PAIR(tile_4x4_2, tile_4x2_0, tile_4x2_2
 #endif
 /* [halves][nv][mr] */
 static const tile_function tiles[5][5][9] = {
-#define EVERY_WIDTH(halves)                                                                            \
-    {{NULL}, {NULL, WIDE_1(TILE_NAME, halves)}, {NULL, WIDE_2(TILE_NAME, halves)},                     \
-     {NULL, WIDE_3(TILE_NAME, halves)}, {NULL, NAMES_4(TILE_NAME, halves)}}
-    EVERY_WIDTH(0),
+#define EVERY_WIDTH(NAME, halves)                                                                                              \
+    {{NULL}, {NULL, WIDE_1(NAME, halves)}, {NULL, WIDE_2(NAME, halves)}, {NULL, WIDE_3(NAME, halves)}, {NULL, NAMES_4(NAME, halves)}}
+    EVERY_WIDTH(TILE_NAME, 0),
 #if HALVES
-    EVERY_WIDTH(1),
+    EVERY_WIDTH(TILE_NAME, 1),
     {{NULL}, {NULL}, {NULL, WIDE_2(TILE_NAME, 2)}, {NULL}, {NULL, NAMES_4(TILE_NAME, 2)}},
     {{NULL}, {NULL}, {NULL}, {NULL, WIDE_3(TILE_NAME, 3)}, {NULL}},
     {{NULL}, {NULL}, {NULL}, {NULL}, {NULL, NAMES_4(TILE_NAME, 4)}},
+#endif
+};
+
+WIDE_1(TILE_TURNED, 0) WIDE_2(TILE_TURNED, 0) WIDE_3(TILE_TURNED, 0) WIDE_4(TILE_TURNED, 0)
+#if HALVES
+WIDE_1(TILE_TURNED, 1) WIDE_2(TILE_TURNED, 1) WIDE_3(TILE_TURNED, 1) WIDE_4(TILE_TURNED, 1)
+#endif
+#if CRNN_VREGS < 32
+PAIR(turned_4x4_0, turned_4x2_0, turned_4x2_0)
+#if HALVES
+PAIR(turned_4x4_1, turned_4x2_0, turned_4x2_1)
+#endif
+#endif
+/* [halves][nv][mr] */
+static const tile_function turned_rows[2][5][9] = {
+    EVERY_WIDTH(TURNED_NAME, 0),
+#if HALVES
+    EVERY_WIDTH(TURNED_NAME, 1),
 #endif
 };
 
@@ -188,8 +245,7 @@ WIDE_1(TOPPED, 0) WIDE_2(TOPPED, 0) WIDE_3(TOPPED, 0) WIDE_4(TOPPED, 0)
 PAIR(topped_4x4, topped_4x2, topped_4x2)
 #endif
 /* [nv][mr] */
-static const tile_function topped_tiles[5][9] = {{NULL}, {NULL, WIDE_1(TOPPED_NAME, 0)}, {NULL, WIDE_2(TOPPED_NAME, 0)},
-                                                 {NULL, WIDE_3(TOPPED_NAME, 0)}, {NULL, NAMES_4(TOPPED_NAME, 0)}};
+static const tile_function topped_tiles[5][9] = EVERY_WIDTH(TOPPED_NAME, 0);
 
 /* 1 if the last vector of a tile that ends at column `end` is half a one, in rows of `width` columns. */
 INLINE int half_left(size_t end, size_t width) { return HALVES && end >= width + VW / 2; }
@@ -247,30 +303,29 @@ INLINE fetch_plan fetch_ahead(size_t whole, const T *next, size_t count, size_t 
 }
 
 /* Rows of one product with one tile-wide group of columns. */
-INLINE void tile_column(size_t rows, int nv, int halves, size_t K, const T *a, size_t ars, size_t aks, const T *b,
-                        size_t ldb, T *c, size_t ldc, const T *init, size_t ldi, const size_t *off, fetch_plan plan,
-                        int far)
+INLINE void tile_column(size_t rows, int nv, int halves, size_t K, const T *a, size_t lda, const T *b, size_t ldb, T *c,
+                        size_t ldc, const T *init, size_t ldi, const size_t *off, fetch_plan plan, int far)
 {
     for (size_t done = 0; done < rows;) {
         size_t mr = tile_rows(rows - done, nv);
         const tile_fetch fetch = fetch_share(&plan, far);
-        tiles[halves][nv][mr](K, a + done * ars, ars, aks, b, ldb, c + done * ldc, ldc, init ? init + done * ldi : NULL,
-                              ldi, off, &fetch);
+        tiles[halves][nv][mr](K, a + done * lda, lda, b, ldb, c + done * ldc, ldc, init ? init + done * ldi : NULL, ldi, off, &fetch);
         done += mr;
     }
 }
 
 static const size_t contiguous_off[4] = {0, VW, 2 * VW, 3 * VW};
 
-/* C[m][n] (+)= sum_k A[m*ars + k*aks] * B[k*ldb + n], n < N, k < K: one of ars and aks is 1. */
+/* C[m][n] (+)= sum_k A[m*lda + k] * B[k*ldb + n], n < N, k < K; A[m + k*lda] if it is turned. */
 typedef struct {
     size_t N, K;
     const T *A;
-    size_t ars, aks;
+    size_t lda;
+    int turned;
     const T *next_A; /* of the product that comes after this one, or null */
     const T *B;
     size_t ldb, depth; /* rows of B in one block */
-    T *room;           /* product_room; with aks 1 null where rows of B are readable up to whole vectors */
+    T *room;           /* product_room; unless A is turned null where rows of B are readable up to whole vectors */
     T *C;
     size_t ldc;
     int accumulate;
@@ -278,18 +333,18 @@ typedef struct {
 } product_call;
 
 /* One tile of rows from a on; columns past `width` are computed but not written. */
-INLINE void product_tile(const product_call *p, const T *a, size_t aks, size_t mr, int nv, size_t width, size_t K, const T *b,
+INLINE void product_tile(const product_call *p, const T *a, size_t lda, size_t mr, int nv, size_t width, size_t K, const T *b,
                          size_t ldb, T *c, int add, fetch_plan *plan)
 {
     T edge[8 * 4 * VW];
     const tile_fetch fetch = fetch_share(plan, 1);
-    const tile_function tile = tiles[half_left((size_t)nv * VW, width)][nv][mr];
+    const tile_function tile = (p->turned ? turned_rows : tiles)[half_left((size_t)nv * VW, width)][nv][mr];
     if (width == computed((size_t)nv, width)) {
-        tile(K, a, p->ars, aks, b, ldb, c, p->ldc, add ? c : NULL, p->ldc, contiguous_off, &fetch);
+        tile(K, a, lda, b, ldb, c, p->ldc, add ? c : NULL, p->ldc, contiguous_off, &fetch);
         return;
     }
     for (size_t i = 0; add && i < mr; i++) memcpy(edge + i * 4 * VW, c + i * p->ldc, width * sizeof(T));
-    tile(K, a, p->ars, aks, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off, &fetch);
+    tile(K, a, lda, b, ldb, edge, 4 * VW, add ? edge : NULL, 4 * VW, contiguous_off, &fetch);
     for (size_t i = 0; i < mr; i++) memcpy(c + i * p->ldc, edge + i * 4 * VW, width * sizeof(T));
 }
 
@@ -335,26 +390,26 @@ INLINE size_t product_room(size_t depth, int columns_of_A)
 #define FLAT_ROWS 24
 static void product_rows(const product_call *p, size_t m0, size_t m1)
 {
-    size_t N = p->N, K = p->K, ldb = p->ldb, block;
+    size_t N = p->N, K = p->K, ldb = p->ldb, row = p->turned ? 1 : p->lda, block;
     if (m1 <= m0) return;
     if (p->blas) {
-        crnn_blas_gemm(THIS_DTYPE, 'N', p->ars == 1 ? 'T' : 'N', N, m1 - m0, K, p->B, ldb, p->A + m0 * p->ars,
-                       p->ars == 1 ? p->aks : p->ars, p->accumulate, p->C + m0 * p->ldc, p->ldc);
+        crnn_blas_gemm(THIS_DTYPE, 'N', p->turned ? 'T' : 'N', N, m1 - m0, K, p->B, ldb, p->A + m0 * row, p->lda, p->accumulate,
+                       p->C + m0 * p->ldc, p->ldc);
         return;
     }
-    const int deep = p->ars == 1 && K * N * sizeof(T) > COLUMNS_BYTES;
+    const int deep = p->turned && K * N * sizeof(T) > COLUMNS_BYTES;
     size_t vectors = tile_count(N, VW), columns = tile_count(vectors, deep ? COLUMNS_WIDE : 4);
     const int copy = deep && columns > COPY_TILES;
     const size_t most_rows = K * N * sizeof(T) <= FLAT_BYTES ? FLAT_ROWS : PRODUCT_ROWS;
     for (size_t mb = m0; mb < m1; mb += block) {
         block = round_up(next_rows(m1 - mb, most_rows), 8);
-        size_t me = m1 - mb < block ? m1 : mb + block, lda = leading(me - mb);
+        size_t me = m1 - mb < block ? m1 : mb + block, copied_lda = leading(me - mb);
         for (size_t k = 0, kn; k < K || k == 0; k += kn) {
             kn = K > k ? next_rows(K - k, p->depth) : 0;
-            const T *next_A = k + kn < K ? p->A + (k + kn) * p->aks + mb : me < m1 ? p->A + me : p->next_A;
-            if (p->ars != 1) next_A = NULL; /* whole rows of A: the hardware's business */
-            const T *A = p->A + mb * p->ars + k * p->aks;
-            if (copy) copy_tile(p->room, lda, A, p->aks, me - mb, kn);
+            const T *next_A = k + kn < K ? p->A + (k + kn) * p->lda + mb : me < m1 ? p->A + me : p->next_A;
+            if (!p->turned) next_A = NULL; /* whole rows of A: the hardware's business */
+            const T *A = p->A + mb * row + k * (p->turned ? p->lda : 1);
+            if (copy) copy_tile(p->room, copied_lda, A, p->lda, me - mb, kn);
             for (size_t t = 0; t < columns; t++) {
                 /* The narrower tiles come last, so that pairs of vectors begin where lines do. */
                 size_t right = tile_edge(vectors, columns, columns - t), n = (vectors - right) * VW;
@@ -362,15 +417,15 @@ static void product_rows(const product_call *p, size_t m0, size_t m1)
                 size_t width = N - n < nv * VW ? N - n : nv * VW, count = tiles_high(me - mb, (int)nv);
                 const T *b = p->B + k * ldb + n;
                 const T *next = t + 1 < columns ? b + nv * VW : k + kn < K ? p->B + (k + kn) * ldb : NULL;
-                const int copied = p->room && p->ars != 1 && width < computed(nv, width);
+                const int copied = p->room && !p->turned && width < computed(nv, width);
                 if (copied) copy_tile(p->room, nv * VW, b, ldb, width, kn);
                 fetch_plan plans[2] = {{(const char *)next, next ? kn : 0, ldb * sizeof(T), count},
-                                       {(const char *)(next_A ? next_A + n : NULL), kn, p->aks * sizeof(T), count / 2}};
+                                       {(const char *)(next_A ? next_A + n : NULL), kn, p->lda * sizeof(T), count / 2}};
                 const size_t both = next_A && n < block && count > 1;
                 if (both) plans[0].tiles -= count / 2;
                 for (size_t m = mb, i = 0; m < me; i++) {
                     size_t mr = tile_rows(me - m, (int)nv);
-                    product_tile(p, (copy ? p->room : A) + (m - mb) * p->ars, copy ? lda : p->aks, mr, (int)nv, width, kn,
+                    product_tile(p, (copy ? p->room : A) + (m - mb) * row, copy ? copied_lda : p->lda, mr, (int)nv, width, kn,
                                  copied ? p->room : b, copied ? nv * VW : ldb, p->C + m * p->ldc + n, p->accumulate || k > 0,
                                  plans + (i & both));
                     m += mr;
