@@ -103,7 +103,7 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ),
     ("csrc/simd/gemm.h", "b + 2 * VW, ldb", "b, ldb", CELLS),
     ("csrc/simd/gemm.h", "(i) % 3 == 2 ? two_rows", "(i) % 3 == 2 ? a_row", CELLS),
-    ("csrc/simd/gemm.h", "a_at[1] += (steps) * sizeof(T)", "a_at[1] += sizeof(T)", CELLS),
+    ("csrc/simd/gemm.h", "a_at[1] += (steps) * sizeof(T)", "a_at[1] += (steps) / 4 * sizeof(T)", CELLS),
     ("csrc/simd/gemm.h", "copy ? copied_lda : p->lda", "copy ? copied_lda + 1 : p->lda", SHARED),
     ("csrc/sequence/weights.h", "candidate && g == 2", "candidate && g == 1", KERNELS),
     ("csrc/sequence/weights.h", "(accumulate ? out[q] : 0) + sum[q]", "sum[q]", KERNELS),

@@ -11,15 +11,6 @@
 #include <sys/mman.h>
 #endif
 
-/* GCC and recent Clang define the macro, older Clang has the feature only. */
-#if defined(__SANITIZE_ADDRESS__)
-#define ADDRESS_SANITIZER 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define ADDRESS_SANITIZER 1
-#endif
-#endif
-
 #define CACHE_BLOCKS 32
 #define CACHE_BYTES ((size_t)192 << 20)
 
@@ -43,7 +34,7 @@ static block_head *head_of(void *block) { return (block_head *)block - 1; }
 
 static int caching(void)
 {
-#if defined(ADDRESS_SANITIZER)
+#if defined(CRNN_ADDRESS_SANITIZER)
     return 0;
 #else
     return user_allocate == NULL && !atomic_flag_test_and_set(&cache.taken);
@@ -165,7 +156,7 @@ void crnn_release(void *block)
 void crnn_push_out(const void *data, size_t bytes)
 {
     const char *p = data;
-#if defined(ADDRESS_SANITIZER) /* which does not look at what clflush gets */
+#if defined(CRNN_ADDRESS_SANITIZER) /* which does not look at what clflush gets */
     if (bytes) (void)(*(const volatile char *)p + *(const volatile char *)(p + bytes - 1));
 #endif
 #if defined(__x86_64__)

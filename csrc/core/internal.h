@@ -6,6 +6,15 @@
 #define CRNN_LINE 64
 #define CRNN_MAX_THREADS 64
 
+/* GCC and recent Clang define the macro, older Clang has the feature only. */
+#if defined(__SANITIZE_ADDRESS__)
+#define CRNN_ADDRESS_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define CRNN_ADDRESS_SANITIZER 1
+#endif
+#endif
+
 typedef struct crnn_kernels {
     const char *name;
     int (*in_halves)(const crnn_stack *, const crnn_batch *, int masked, int keep);

@@ -20,7 +20,7 @@ typedef struct {
  * turned rows. init null: 0. ldi 0: the same row of init for all (a bias).
  * The last `halves` vectors have half as many columns, and take half the time: 200 columns are 12.5 vectors of sixteen.
  * fetch may be null. */
-#define TILE_ARGUMENTS                                                                                                 \
+#define TILE_ARGUMENTS                                                                                                        \
     size_t K, const T *a, size_t lda, const T *b, size_t ldb, T *c, size_t ldc, const T *init, size_t ldi, const size_t *off, \
         const tile_fetch *fetch
 typedef void (*tile_function)(TILE_ARGUMENTS);
@@ -35,48 +35,48 @@ typedef void (*tile_function)(TILE_ARGUMENTS);
  * addresses, and turned ones from the first. The compiler is not to see through addresses: it would keep one for each step and row, on
  * the stack. */
 #define KEEP_ADDRESS(at) __asm__("" : "+r"(at))
-#define TILE_LOAD                                                                                        \
-    V bv[4];                                                                                             \
-    VH bh[4];                                                                                            \
-    UNROLL(4) for (int j = 0; j < nv; j++) {                                                             \
-        if (j < full) bv[j] = load_in_order((const T *)(const void *)b_at + (size_t)j * VW);             \
-        else bh[j] = load_half((const T *)(const void *)b_at + (size_t)j * VW);                          \
+#define TILE_LOAD                                                                            \
+    V bv[4];                                                                                 \
+    VH bh[4];                                                                                \
+    UNROLL(4) for (int j = 0; j < nv; j++) {                                                 \
+        if (j < full) bv[j] = load_in_order((const T *)(const void *)b_at + (size_t)j * VW); \
+        else bh[j] = load_half((const T *)(const void *)b_at + (size_t)j * VW);              \
     }
-#define TILE_ROW(i, k)                                                                                   \
-    {                                                                                                    \
-        const size_t below = (i) % 3 == 2 ? two_rows : (size_t)((i) % 3) * a_row;                        \
+#define TILE_ROW(i, k)                                                                                         \
+    {                                                                                                          \
+        const size_t below = (i) % 3 == 2 ? two_rows : (size_t)((i) % 3) * a_row;                              \
         const char *at = turned ? a_at[0] + (size_t)(i) * sizeof(T) : a_at[(i) / 3] + below + (k) * sizeof(T); \
-        V s = splat_in_order((const T *)(const void *)at);                                               \
-        UNROLL(4) for (int j = 0; j < nv; j++) {                                                         \
-            if (j < full) acc[i][j] = muladd_in_order(s, bv[j], acc[i][j]);                              \
-            else half[i][j] = HALF_MULADD(LOW_HALF(s), bh[j], half[i][j]);                               \
-        }                                                                                                \
+        V s = splat_in_order((const T *)(const void *)at);                                                     \
+        UNROLL(4) for (int j = 0; j < nv; j++) {                                                               \
+            if (j < full) acc[i][j] = muladd_in_order(s, bv[j], acc[i][j]);                                    \
+            else half[i][j] = HALF_MULADD(LOW_HALF(s), bh[j], half[i][j]);                                     \
+        }                                                                                                      \
     }
-#define TILE_STEP(k)                                             \
-    {                                                            \
-        TILE_LOAD                                                \
-        UNROLL(8) for (int i = 0; i < mr; i++) TILE_ROW(i, k)    \
-        b_at += b_step;                                          \
-        KEEP_ADDRESS(b_at);                                      \
-        if (turned) {                                            \
-            a_at[0] += a_row;                                    \
-            KEEP_ADDRESS(a_at[0]);                               \
-        }                                                        \
+#define TILE_STEP(k)                                          \
+    {                                                         \
+        TILE_LOAD                                             \
+        UNROLL(8) for (int i = 0; i < mr; i++) TILE_ROW(i, k) \
+        b_at += b_step;                                       \
+        KEEP_ADDRESS(b_at);                                   \
+        if (turned) {                                         \
+            a_at[0] += a_row;                                 \
+            KEEP_ADDRESS(a_at[0]);                            \
+        }                                                     \
     }
-#define TILE_GO_ON(steps)                                            \
-    {                                                                \
-        if (!turned) {                                               \
-            a_at[0] += (steps) * sizeof(T);                          \
-            KEEP_ADDRESS(a_at[0]);                                   \
-        }                                                            \
-        if (!turned && mr > 3) {                                     \
-            a_at[1] += (steps) * sizeof(T);                          \
-            KEEP_ADDRESS(a_at[1]);                                   \
-        }                                                            \
-        if (!turned && mr > 6) {                                     \
-            a_at[2] += (steps) * sizeof(T);                          \
-            KEEP_ADDRESS(a_at[2]);                                   \
-        }                                                            \
+#define TILE_GO_ON(steps)                   \
+    {                                       \
+        if (!turned) {                      \
+            a_at[0] += (steps) * sizeof(T); \
+            KEEP_ADDRESS(a_at[0]);          \
+        }                                   \
+        if (!turned && mr > 3) {            \
+            a_at[1] += (steps) * sizeof(T); \
+            KEEP_ADDRESS(a_at[1]);          \
+        }                                   \
+        if (!turned && mr > 6) {            \
+            a_at[2] += (steps) * sizeof(T); \
+            KEEP_ADDRESS(a_at[2]);          \
+        }                                   \
     }
 /* Steps from one look at the end to the next: 37 instructions a step of the largest tile instead of 41. It counts where another program
  * has a core's second thread (Emerald Rapids, tiles of six rows by four vectors, such minutes: 1.02 to 1.2 times as fast with four steps;
@@ -152,24 +152,24 @@ INLINE void tile_body(const int mr, const int nv, const int halves, const int to
     }
 }
 
-#define TILE(mr, nv, halves)                                                                                       \
-    NOINLINE void tile_##mr##x##nv##_##halves(TILE_ARGUMENTS)                                                      \
-    {                                                                                                              \
-        tile_body(mr, nv, halves, 0, 0, K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch);                          \
+#define TILE(mr, nv, halves)                                                               \
+    NOINLINE void tile_##mr##x##nv##_##halves(TILE_ARGUMENTS)                              \
+    {                                                                                      \
+        tile_body(mr, nv, halves, 0, 0, K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch); \
     }
 #define TILE_NAME(mr, nv, halves) tile_##mr##x##nv##_##halves,
 /* The same of turned rows. */
-#define TILE_TURNED(mr, nv, halves)                                                                    \
-    NOINLINE void turned_##mr##x##nv##_##halves(TILE_ARGUMENTS)                                   \
-    {                                                                                             \
-        tile_body(mr, nv, halves, 0, 1, K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch);        \
+#define TILE_TURNED(mr, nv, halves)                                                        \
+    NOINLINE void turned_##mr##x##nv##_##halves(TILE_ARGUMENTS)                            \
+    {                                                                                      \
+        tile_body(mr, nv, halves, 0, 1, K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch); \
     }
 #define TURNED_NAME(mr, nv, halves) turned_##mr##x##nv##_##halves,
 /* The same, with the largest sums; whole vectors alone. */
-#define TOPPED(mr, nv, halves)                                                            \
-    NOINLINE void topped_##mr##x##nv(TILE_ARGUMENTS)                                      \
-    {                                                                                     \
-        tile_body(mr, nv, 0, 1, 0, K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch);   \
+#define TOPPED(mr, nv, halves)                                                        \
+    NOINLINE void topped_##mr##x##nv(TILE_ARGUMENTS)                                  \
+    {                                                                                 \
+        tile_body(mr, nv, 0, 1, 0, K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch); \
     }
 #define TOPPED_NAME(mr, nv, halves) topped_##mr##x##nv,
 #define UPTO_3(M, nv, halves) M(1, nv, halves) M(2, nv, halves) M(3, nv, halves)
@@ -197,12 +197,12 @@ WIDE_2(TILE, 2) WIDE_4(TILE, 2) WIDE_3(TILE, 3) WIDE_4(TILE, 4)
 #if CRNN_VREGS < 32
 /* Four rows by four vectors, one half of the columns after the other: two tiles of two rows would read all of b twice, as fast as the
  * second level gives it (84 GFLOP/s instead of 106 on one core of Zen 4 with AVX2; 10 rows are 3 + 3 + 4 and not 3 + 3 + 2 + 2). */
-#define PAIR(name, first, second)                                                                \
-    NOINLINE void name(TILE_ARGUMENTS)                                                           \
-    {                                                                                            \
+#define PAIR(name, first, second)                                                                 \
+    NOINLINE void name(TILE_ARGUMENTS)                                                            \
+    {                                                                                             \
         const tile_fetch rest = {.far = fetch && fetch->far, .tops = fetch ? fetch->tops : NULL}; \
-        first(K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch);                             \
-        second(K, a, lda, b + 2 * VW, ldb, c, ldc, init, ldi, off + 2, &rest);               \
+        first(K, a, lda, b, ldb, c, ldc, init, ldi, off, fetch);                                  \
+        second(K, a, lda, b + 2 * VW, ldb, c, ldc, init, ldi, off + 2, &rest);                    \
     }
 PAIR(tile_4x4_0, tile_4x2_0, tile_4x2_0)
 #if HALVES
@@ -211,7 +211,7 @@ PAIR(tile_4x4_1, tile_4x2_0, tile_4x2_1) PAIR(tile_4x4_2, tile_4x2_0, tile_4x2_2
 #endif
 /* [halves][nv][mr] */
 static const tile_function tiles[5][5][9] = {
-#define EVERY_WIDTH(NAME, halves)                                                                                              \
+#define EVERY_WIDTH(NAME, halves) \
     {{NULL}, {NULL, WIDE_1(NAME, halves)}, {NULL, WIDE_2(NAME, halves)}, {NULL, WIDE_3(NAME, halves)}, {NULL, NAMES_4(NAME, halves)}}
     EVERY_WIDTH(TILE_NAME, 0),
 #if HALVES

@@ -103,7 +103,7 @@ INLINE size_t leading(size_t n)
 /* Instructions in the order in which they are written, loads before what uses them, for the one loop that everything waits for: four
  * steps of it in GCC's order are as long, and no faster than one (0.95 to 1.05; gemm.h). A sanitizer does not look into assembly, and gets
  * what it can check. */
-#if CRNN_VBYTES == 64 && defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+#if CRNN_VBYTES == 64 && defined(__AVX512F__) && !defined(CRNN_ADDRESS_SANITIZER)
 #define IN_ORDER 1
 #if CRNN_DOUBLE
 #define SUFFIXED(name) name "d"
