@@ -29,72 +29,91 @@ typedef void (*tile_function)(TILE_ARGUMENTS);
  * words ran at 99 instead of 109 GFLOP/s on one thread). Each row of c has an instruction of its own: from a single one in a
  * loop the hardware learns the distance between rows and goes on beyond the tile, into what another thread is writing (two threads,
  * 200 units: 1 to 2 % lost, 4 to 7 where cores are far from each other). */
+#if CRNN_VREGS >= 32
 #define AHEAD_STEP 8
+#else /* tiles are half as large and ask for half as much each; every interruption costs (K 650: 1 to 4 %) */
+#define AHEAD_STEP 32
+#endif
 
-/* One step of k: the vectors of b, then row by row. Rows of a are reached from every third one, so that a tile needs few registers for
- * addresses, and turned ones from the first. The compiler is not to see through addresses: it would keep one for each step and row, on
- * the stack. */
+/* One step of k: the vectors of b, then row by row; with sixteen registers first the numbers of a, then vector by vector, where there are
+ * more vectors than rows, so that three rows by four vectors fit. Rows of a are reached from every third one, so that a tile needs few
+ * registers for addresses, and turned ones from the first; with AVX2 each has an address of its own (0 to 4 % faster on Zen 3 than sums of
+ * two registers as addresses). The compiler is not to see through addresses: it would keep one for each step and row, on the stack. */
 #define KEEP_ADDRESS(at) __asm__("" : "+r"(at))
-#define TILE_LOAD                                                                            \
-    V bv[4];                                                                                 \
-    VH bh[4];                                                                                \
-    UNROLL(4) for (int j = 0; j < nv; j++) {                                                 \
-        if (j < full) bv[j] = load_in_order((const T *)(const void *)b_at + (size_t)j * VW); \
-        else bh[j] = load_half((const T *)(const void *)b_at + (size_t)j * VW);              \
+#define BY_COLUMNS(mr, nv) (CRNN_VBYTES == 32 && (nv) > (mr))
+#define ROWS_AN_ADDRESS (CRNN_VBYTES == 32 ? 1 : 3)
+#define TILE_BELOW(i) ((i) % ROWS_AN_ADDRESS == 2 ? two_rows : (size_t)((i) % ROWS_AN_ADDRESS) * a_row)
+#define TILE_A(i, k)                                                      \
+    ((const T *)(const void *)(turned ? a_at[0] + (size_t)(i) * sizeof(T) \
+                                      : a_at[(i) / ROWS_AN_ADDRESS] + TILE_BELOW(i) + (size_t)(k) * sizeof(T)))
+#define TILE_B(j) ((const T *)(const void *)b_at + (size_t)(j) * VW)
+#define TILE_MULADD(i, j, s, whole, part)                               \
+    {                                                                   \
+        if (j < full) acc[i][j] = muladd_in_order(s, whole, acc[i][j]); \
+        else half[i][j] = HALF_MULADD(LOW_HALF(s), part, half[i][j]);   \
     }
-#define TILE_ROW(i, k)                                                                                         \
-    {                                                                                                          \
-        const size_t below = (i) % 3 == 2 ? two_rows : (size_t)((i) % 3) * a_row;                              \
-        const char *at = turned ? a_at[0] + (size_t)(i) * sizeof(T) : a_at[(i) / 3] + below + (k) * sizeof(T); \
-        V s = splat_in_order((const T *)(const void *)at);                                                     \
-        UNROLL(4) for (int j = 0; j < nv; j++) {                                                               \
-            if (j < full) acc[i][j] = muladd_in_order(s, bv[j], acc[i][j]);                                    \
-            else half[i][j] = HALF_MULADD(LOW_HALF(s), bh[j], half[i][j]);                                     \
-        }                                                                                                      \
+#define TILE_LOAD                                       \
+    UNROLL(4) for (int j = 0; j < nv; j++) {            \
+        if (j < full) bv[j] = load_in_order(TILE_B(j)); \
+        else bh[j] = load_half(TILE_B(j));              \
     }
-#define TILE_STEP(k)                                          \
-    {                                                         \
-        TILE_LOAD                                             \
-        UNROLL(8) for (int i = 0; i < mr; i++) TILE_ROW(i, k) \
-        b_at += b_step;                                       \
-        KEEP_ADDRESS(b_at);                                   \
-        if (turned) {                                         \
-            a_at[0] += a_row;                                 \
-            KEEP_ADDRESS(a_at[0]);                            \
-        }                                                     \
+#define TILE_ROW(i, k)                                                            \
+    {                                                                             \
+        V s = splat_in_order(TILE_A(i, k));                                       \
+        UNROLL(4) for (int j = 0; j < nv; j++) TILE_MULADD(i, j, s, bv[j], bh[j]) \
     }
-#define TILE_GO_ON(steps)                   \
-    {                                       \
-        if (!turned) {                      \
-            a_at[0] += (steps) * sizeof(T); \
-            KEEP_ADDRESS(a_at[0]);          \
-        }                                   \
-        if (!turned && mr > 3) {            \
-            a_at[1] += (steps) * sizeof(T); \
-            KEEP_ADDRESS(a_at[1]);          \
-        }                                   \
-        if (!turned && mr > 6) {            \
-            a_at[2] += (steps) * sizeof(T); \
-            KEEP_ADDRESS(a_at[2]);          \
-        }                                   \
+#define TILE_COLUMNS(k)                                                             \
+    {                                                                               \
+        V s[8];                                                                     \
+        UNROLL(8) for (int i = 0; i < mr; i++) s[i] = splat_in_order(TILE_A(i, k)); \
+        UNROLL(4) for (int j = 0; j < nv; j++) {                                    \
+            V v = j < full ? load_in_order(TILE_B(j)) : (V){0};                     \
+            VH h = j < full ? LOW_HALF(v) : load_half(TILE_B(j));                   \
+            UNROLL(8) for (int i = 0; i < mr; i++) TILE_MULADD(i, j, s[i], v, h)    \
+        }                                                                           \
     }
+#define TILE_STEP(k)                                              \
+    {                                                             \
+        if (BY_COLUMNS(mr, nv)) {                                 \
+            TILE_COLUMNS(k)                                       \
+        } else {                                                  \
+            TILE_LOAD                                             \
+            UNROLL(8) for (int i = 0; i < mr; i++) TILE_ROW(i, k) \
+        }                                                         \
+        b_at += b_step;                                           \
+        KEEP_ADDRESS(b_at);                                       \
+        if (turned) {                                             \
+            a_at[0] += a_row;                                     \
+            KEEP_ADDRESS(a_at[0]);                                \
+        }                                                         \
+    }
+#define TILE_GO_ON(steps)                                                        \
+    if (!turned)                                                                 \
+        UNROLL(8) for (int i = 0; i * ROWS_AN_ADDRESS < mr; i++) {               \
+            a_at[i] += (steps) * sizeof(T);                                      \
+            KEEP_ADDRESS(a_at[i]);                                               \
+        }
 /* Steps from one look at the end to the next: 37 instructions a step of the largest tile instead of 41. It counts where another program
  * has a core's second thread (Emerald Rapids, tiles of six rows by four vectors, such minutes: 1.02 to 1.2 times as fast with four steps;
- * quiet ones 0.98 to 1.06. Layers and output layers in both: 0.99 to 1.1). Four steps gain nothing with AVX2. */
+ * quiet ones 0.98 to 1.06. Layers and output layers in both: 0.99 to 1.1; with AVX2 on Zen 3, tiles of three by four, 1.05 to 1.15 and 0.97 to
+ * 1.04, layers 1.04 to 1.18). */
 #define TILE_STEPS ((size_t)(IN_ORDER ? 4 : 1))
 
 INLINE void tile_body(const int mr, const int nv, const int halves, const int topped, const int turned, TILE_ARGUMENTS)
 {
     const int full = nv - halves;
     const size_t a_row = opaque(lda * sizeof(T)), two_rows = opaque(2 * a_row), b_step = opaque(ldb * sizeof(T));
-    const char *b_at = (const char *)b, *a_at[3];
-    V acc[8][4];
-    VH half[8][4];
+    const char *b_at = (const char *)b, *a_at[8];
+    V acc[8][4], bv[4];
+    VH half[8][4], bh[4];
     UNROLL(8) for (int i = 0; i < mr; i++) UNROLL(4) for (int j = 0; j < nv; j++) {
         if (j < full) acc[i][j] = (V){0};
         else half[i][j] = (VH){0};
     }
-    UNROLL(3) for (int i = 0; 3 * i < mr; i++) a_at[i] = (const char *)a + 3 * (size_t)i * a_row;
+    UNROLL(8) for (int i = 0; i * ROWS_AN_ADDRESS < mr; i++) {
+        a_at[i] = (const char *)a + (size_t)(i * ROWS_AN_ADDRESS) * a_row;
+        if (ROWS_AN_ADDRESS == 1) KEEP_ADDRESS(a_at[i]);
+    }
     if (K == 0) {
         UNROLL(8) for (int i = 0; i < mr; i++) UNROLL(4) for (int j = 0; j < nv; j++) {
             const T *from = init + (size_t)i * ldi + off[j];
@@ -135,9 +154,10 @@ INLINE void tile_body(const int mr, const int nv, const int halves, const int to
     }
     /* Stores, two cycles each on Zen 4, go on during the multiplications of the rows below and of the next tile: a third less
      * time is lost between tiles than with all of them at the end (45 cycles instead of 64 for 24 vectors). */
-    TILE_LOAD
+    if (BY_COLUMNS(mr, nv)) TILE_COLUMNS(0)
+    else TILE_LOAD
     UNROLL(8) for (int i = 0; i < mr; i++) {
-        TILE_ROW(i, 0)
+        if (!BY_COLUMNS(mr, nv)) TILE_ROW(i, 0)
         UNROLL(4) for (int j = 0; j < nv; j++) {
             const T *from = init + (size_t)i * ldi + off[j];
             T *to = c + (size_t)i * ldc + off[j];

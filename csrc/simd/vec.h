@@ -103,8 +103,13 @@ INLINE size_t leading(size_t n)
 /* Instructions in the order in which they are written, loads before what uses them, for the one loop that everything waits for: four
  * steps of it in GCC's order are as long, and no faster than one (0.95 to 1.05; gemm.h). A sanitizer does not look into assembly, and gets
  * what it can check. */
-#if CRNN_VBYTES == 64 && defined(__AVX512F__) && !defined(CRNN_ADDRESS_SANITIZER)
+#if (CRNN_VBYTES == 64 || CRNN_VBYTES == 32) && !defined(CRNN_ADDRESS_SANITIZER)
 #define IN_ORDER 1
+#if CRNN_VBYTES == 64
+#define VREG "v"
+#else
+#define VREG "x"
+#endif
 #if CRNN_DOUBLE
 #define SUFFIXED(name) name "d"
 #else
@@ -113,18 +118,18 @@ INLINE size_t leading(size_t n)
 INLINE V load_in_order(const T *p)
 {
     V v;
-    __asm__ volatile(SUFFIXED("vmovup") " %1, %0" : "=v"(v) : "m"(*(const VU *)(const void *)p));
+    __asm__ volatile(SUFFIXED("vmovup") " %1, %0" : "=" VREG(v) : "m"(*(const VU *)(const void *)p));
     return v;
 }
 INLINE V splat_in_order(const T *p)
 {
     V v;
-    __asm__ volatile(SUFFIXED("vbroadcasts") " %1, %0" : "=v"(v) : "m"(*p));
+    __asm__ volatile(SUFFIXED("vbroadcasts") " %1, %0" : "=" VREG(v) : "m"(*p));
     return v;
 }
 INLINE V muladd_in_order(V a, V b, V c)
 {
-    __asm__ volatile(SUFFIXED("vfmadd231p") " %1, %2, %0" : "+v"(c) : "v"(a), "v"(b));
+    __asm__ volatile(SUFFIXED("vfmadd231p") " %1, %2, %0" : "+" VREG(c) : VREG(a), VREG(b));
     return c;
 }
 #else
