@@ -35,10 +35,11 @@ typedef void (*tile_function)(TILE_ARGUMENTS);
 #define AHEAD_STEP 32
 #endif
 
-/* One step of k: the vectors of b, then row by row; with sixteen registers first the numbers of a, then vector by vector, where there are
- * more vectors than rows, so that three rows by four vectors fit. Rows of a are reached from every third one, so that a tile needs few
- * registers for addresses, and turned ones from the first; with AVX2 each has an address of its own (0 to 4 % faster on Zen 3 than sums of
- * two registers as addresses). The compiler is not to see through addresses: it would keep one for each step and row, on the stack. */
+/* One step of k: the vectors of b, then row by row; where AVX2 has more vectors than rows, the numbers of a first and then vector by
+ * vector, so that three rows by four vectors fit its sixteen registers. Rows of a are reached from every third one, so that a tile needs
+ * few registers for addresses, and turned ones from the first; with AVX2 each has an address of its own (0 to 4 % faster on Zen 3 than
+ * sums of two registers as addresses). The compiler is not to see through addresses: it would keep one for each step and row, on the
+ * stack. */
 #define KEEP_ADDRESS(at) __asm__("" : "+r"(at))
 #define BY_COLUMNS(mr, nv) (CRNN_VBYTES == 32 && (nv) > (mr))
 #define ROWS_AN_ADDRESS (CRNN_VBYTES == 32 ? 1 : 3)
