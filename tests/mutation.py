@@ -55,8 +55,8 @@ EVERY_OPERATOR = {
 
 # Elsewhere most arithmetic is on indices, where a flipped sign only crashes: these changes are chosen by hand.
 BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
-    ("csrc/simd/math.h", "at_most(at_least(-x,", "at_most(at_least(x,", CELLS),
-    ("csrc/simd/math.h", "return copysign_of(m / ((T)2 - m), x);", "return m / ((T)2 - m);", CELLS),
+    ("csrc/simd/math.h", "-EXP_LOWEST), -1, &scale)", "-EXP_LOWEST), 1, &scale)", CELLS),
+    ("csrc/simd/math.h", "(m / ((T)2 - m)) | ((VI)x & bit)", "(m / ((T)2 - m))", CELLS),
     ("csrc/sequence/layout.h", "w->i >= block_rows(s, t) || ", "", KERNELS),
     ("csrc/sequence/layout.h", "            w->i = 0;", "            w->i = 1;", KERNELS),
     ("csrc/sequence/layout.h", "own.gates += (size_t)rank * rows_of_room(s) * s->ldg", "own.gates += 0", CHUNKS),

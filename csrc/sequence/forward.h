@@ -198,7 +198,11 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
     }
 }
 
-/* One step of this thread's rows and units: recurrent product into a tile, cell while the tile is in cache. */
+/* The cell works on as many rows of a column of tiles at once: their sums are in the first level still, and the ends of its loops are as
+ * long as two or three vectors (AVX2 on Zen 3, 3 rows at a time and 16: 7.7 and 6.9 % of an LSTM's forward step). */
+#define CELL_ROWS 16
+
+/* One step of this thread's rows and units: recurrent product into tiles, cell while they are in cache. */
 static void forward_step(const run_state *s, const layer_run *run, const cell_product *product, const T *pack,
                          size_t t, size_t gate_base, size_t i0, size_t i1, size_t u0, size_t u1, int candidate)
 {
@@ -217,21 +221,24 @@ static void forward_step(const run_state *s, const layer_run *run, const cell_pr
         int nv = tile_offsets(product, s->Hp, u, units, off), halves = tile_halves(product, s->H, u, units);
         const T *b = pack + u * g * VW * s->H, *next_b = next_tile.units ? pack + next_tile.u * g * VW * s->H : NULL;
         fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * next_tile.units * VW * K, hi - i0, nv);
-        for (size_t done = 0; done < hi - i0;) {
-            size_t mr = tile_rows(hi - i0 - done, nv);
+        for (size_t done = 0, sums = 0; done < hi - i0;) {
+            size_t mr = tile_rows(hi - i0 - sums, nv);
             const tile_fetch fetch = fetch_share(&plan, gates_are_far(s));
-            T *c = gates + done * s->ldg;
+            T *c = gates + sums * s->ldg, *g_rows = gates + done * s->ldg;
             if (K)
-                tiles[halves][nv][mr](K, a + done * s->ldh, s->ldh, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
+                tiles[halves][nv][mr](K, a + sums * s->ldh, s->ldh, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
+            sums += mr;
+            const size_t rows = sums - done; /* that wait for the cell */
+            if (rows < CELL_ROWS && sums < hi - i0) continue;
             size_t col = u * VW, prev = (before + done) * s->ldh + col, next = (s->B + row + done) * s->ldh + col;
             size_t prev_c = cell_row(s, before + done, i0 + done) * s->ldh + col;
             size_t next_c = cell_row(s, s->B + row + done, i0 + done) * s->ldh + col;
-            forward_patch patch = {c + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev_c : NULL, run->h + next,
+            forward_patch patch = {g_rows + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev_c : NULL, run->h + next,
                                    run->c ? run->c + next_c : NULL, s->ldh,
                                    run->reset ? run->reset + (row - gate_base + done) * s->ldh + col : NULL};
-            if (candidate) gru_before_state(&patch, mr, units, s->shape.z_state);
-            else cell_forward(&s->shape, &patch, mr, units);
-            done += mr;
+            if (candidate) gru_before_state(&patch, rows, units, s->shape.z_state);
+            else cell_forward(&s->shape, &patch, rows, units);
+            done = sums;
         }
     }
 }

@@ -61,12 +61,6 @@ INLINE size_t opaque(size_t distance)
 }
 INLINE V splat(T x) { return x - (V){0}; } /* x - 0, not x + 0: keeps -0 */
 INLINE V blend(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
-INLINE V vabs(V x) { return (V)((VI)x & (VI)~(VI)splat((T)-0.0)); }
-INLINE V copysign_of(V magnitude, V sign)
-{
-    VI bit = (VI)splat((T)-0.0);
-    return (V)(((VI)magnitude & ~bit) | ((VI)sign & bit));
-}
 
 INLINE size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
