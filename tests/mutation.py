@@ -40,6 +40,7 @@ CHUNKS = (("test_layers_numeric.py::test_inference_agrees_with_training_bit_by_b
 LOOKED = (("test_layers_numeric.py::test_every_value_is_looked_at",),)
 LATE = (("test_layers_numeric.py::test_inference_reads_the_rows_of_this_call",),)
 SHARED = (("test_layers_numeric.py::test_work_shared_by_threads",),)
+HANDS = (("test_layers_numeric.py::test_sequences_change_hands",),)
 SOFTMAX = (("test_output_layer.py",),)
 OPTIM = (("test_optim_kernels.py",), ("test_kernels.py",))
 Tests = tuple[tuple[str, ...], ...]
@@ -62,6 +63,15 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/layout.h", "own.gates += (size_t)rank * rows_of_room(s) * s->ldg", "own.gates += 0", CHUNKS),
     ("csrc/sequence/layout.h", "if (s->plan.forward == BY_UNITS) return own;", "", STEPS),
     ("csrc/sequence/layout.h", "return s->keep ? row : i;", "return row;", CHUNKS),
+    (
+        "csrc/sequence/layout.h",
+        "if (crnn_hand_over(team, &from)) *i1 = from.i0;",
+        "crnn_hand_over(team, &from);",
+        HANDS,
+    ),
+    ("csrc/sequence/forward.h", "if (own.t <= t0) {", "if (t0 <= t0) {", HANDS),
+    ("csrc/sequence/forward.h", "t + 1 < t1 ? t0 : t1, i0, own.i1}", "t1, i0, own.i1}", HANDS),
+    ("csrc/sequence/backward.h", "(crnn_stretch){t, 0, i0, i1}", "(crnn_stretch){t - 1, 0, i0, i1}", HANDS),
     ("csrc/sequence/forward.h", "first + (rank & 1)", "first + 0 * (rank & 1)", APART),
     ("csrc/sequence/backward.h", "((run->reversed ? s->R : 0) + row)", "row", APART),
     ("csrc/sequence/backward.h", "begin + (size_t)(rank & 1)", "begin + 0 * (size_t)(rank & 1)", APART),

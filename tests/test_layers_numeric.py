@@ -166,6 +166,28 @@ def test_rows_shared_where_one_thread_walks_the_steps(case, isa, threads):
             assert a.tobytes() == b.tobytes()
 
 
+# One thread has a sequence more than the others, who take half of its sequences when they are done. How often that
+# happens is the machine's business; what comes out is not. Narrower layers would go in two halves of the batch.
+HANDED_OVER = [
+    Case(kind, 24, hidden, lengths, dtype=dtype)
+    for kind, hidden in [("lstm", 144), ("gru", 144), ("gru_after", 144), ("rnn_tanh", 200)]
+    for lengths, dtype in [((60,) * 25, "float32"), ((60,) * 13 + (12,) * 12, "float64")]
+]
+
+
+@pytest.mark.parametrize("case", HANDED_OVER, ids=lambda case: case.id)
+def test_sequences_change_hands(case, isa, threads):
+    p = grid.problem_of(case, margin=0)
+    layer = grid.layer_of(case, p.params)
+    threads(1)
+    one, y = grid.library(case), layer(p.xs)[0]
+    for count in (2, 3):
+        threads(count)
+        grid.identical(one, grid.library(case))
+        for a, b in zip(layer(p.xs)[0], y, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
 # Inference copies the rows of a chunk of steps to where those of the chunk or the call before were: all threads
 # some of them, or each its own.
 TAKEN_LATE = [

@@ -50,6 +50,19 @@ void crnn_parallel(int threads, int brief, crnn_work work, void *context); /* br
 int crnn_team_size(const crnn_team *team);
 void crnn_barrier(crnn_team *team);
 crnn_team *crnn_half(crnn_team *team, int *rank); /* of an even number of threads, odd or even ranks; and the rank there */
+
+/* A stretch of a time loop: the sequences [i0, i1) from step t on, of the chunk of steps that begins with `chunk`. */
+typedef struct {
+    size_t t, chunk, i0, i1;
+} crnn_stretch;
+
+/* Sequences share a time loop without meeting, and on cores that differ, or that neighbours slow down by the moment, some threads are
+ * done long before others. Who is done rests, until all do (a barrier: 0) or until another one has handed over a stretch of its own
+ * (1: to do it, and rest again). Nobody may wait at crnn_barrier meanwhile. */
+int crnn_rest(crnn_team *team, crnn_stretch *stretch);
+int crnn_resting(const crnn_team *team);                                /* how many, roughly: cheap enough for every step */
+int crnn_hand_over(crnn_team *team, const crnn_stretch *stretch);       /* 1: somebody takes it */
+
 double crnn_seconds(void);
 int crnn_leave_processor(int processor); /* 1 if this thread was running there and has moved */
 

@@ -24,6 +24,10 @@ struct crnn_team {
     int size;
     OWN_LINE atomic_int arrived;
     OWN_LINE atomic_int phase;
+    OWN_LINE atomic_int resting; /* less those for whom a stretch lies ready */
+    OWN_LINE atomic_flag lock;   /* of what is handed over */
+    atomic_int ready;
+    crnn_stretch stretches[CRNN_MAX_THREADS];
 };
 
 static struct {
@@ -41,7 +45,8 @@ static struct {
     atomic_uint ticket;          /* rises with every job */
     OWN_LINE atomic_uint done;   /* rises with every worker that has finished one; the caller only reads it */
     crnn_team team, halves[2];
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .crowded = -1};
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .crowded = -1,
+          .team.lock = ATOMIC_FLAG_INIT, .halves = {{.lock = ATOMIC_FLAG_INIT}, {.lock = ATOMIC_FLAG_INIT}}};
 
 /* Other programs may hold the cores that our workers want. Then the caller waits for whole time slices, and is better off
  * alone: after several calls in a row that spent most of their time waiting (for workers that were awake), calls run on one
@@ -110,6 +115,53 @@ void crnn_barrier(crnn_team *team)
     double since = 0;
     for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) wait_a_little(spins, &since);
     if (since > 0 && pthread_equal(pthread_self(), owner)) waited += crnn_seconds() - since;
+}
+
+int crnn_resting(const crnn_team *team) { return atomic_load_explicit(&team->resting, memory_order_relaxed); }
+
+/* Who hands over takes somebody who rests off the count first: as many stretches lie ready as there are threads bound to take one. */
+int crnn_hand_over(crnn_team *team, const crnn_stretch *stretch)
+{
+    int resting = crnn_resting(team);
+    do {
+        if (resting == 0) return 0;
+    } while (!atomic_compare_exchange_weak_explicit(&team->resting, &resting, resting - 1, memory_order_acq_rel, memory_order_relaxed));
+    while (atomic_flag_test_and_set_explicit(&team->lock, memory_order_acquire)) relax();
+    team->stretches[atomic_load_explicit(&team->ready, memory_order_relaxed)] = *stretch;
+    atomic_fetch_add_explicit(&team->ready, 1, memory_order_release);
+    atomic_flag_clear_explicit(&team->lock, memory_order_release);
+    return 1;
+}
+
+static int take_stretch(crnn_team *team, crnn_stretch *stretch)
+{
+    if (atomic_load_explicit(&team->ready, memory_order_acquire) == 0) return 0;
+    while (atomic_flag_test_and_set_explicit(&team->lock, memory_order_acquire)) relax();
+    const int ready = atomic_load_explicit(&team->ready, memory_order_relaxed);
+    if (ready) {
+        *stretch = team->stretches[ready - 1];
+        atomic_store_explicit(&team->ready, ready - 1, memory_order_relaxed);
+    }
+    atomic_flag_clear_explicit(&team->lock, memory_order_release);
+    return ready != 0;
+}
+
+int crnn_rest(crnn_team *team, crnn_stretch *stretch)
+{
+    if (team->size == 1) return 0;
+    int phase = atomic_load_explicit(&team->phase, memory_order_relaxed), taken = 0;
+    if (atomic_fetch_add_explicit(&team->resting, 1, memory_order_acq_rel) == team->size - 1) {
+        atomic_store_explicit(&team->resting, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
+        return 0;
+    }
+    double since = 0;
+    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) {
+        if ((taken = take_stretch(team, stretch))) break;
+        wait_a_little(spins, &since);
+    }
+    if (since > 0 && pthread_equal(pthread_self(), owner)) waited += crnn_seconds() - since;
+    return taken;
 }
 
 /* The bits that say how the processor rounds, and whether it flushes the smallest numbers to zero. A program may set them for its
@@ -210,8 +262,13 @@ static void after_fork(void)
     pthread_cond_init(&pool.wake, NULL);
     atomic_store(&pool.ticket, 0);
     atomic_store(&pool.done, 0);
-    atomic_store(&pool.team.arrived, 0);
-    for (int i = 0; i < 2; i++) atomic_store(&pool.halves[i].arrived, 0);
+    for (int i = -1; i < 2; i++) {
+        crnn_team *team = i < 0 ? &pool.team : pool.halves + i;
+        atomic_store(&team->arrived, 0);
+        atomic_store(&team->resting, 0);
+        atomic_store(&team->ready, 0);
+        atomic_flag_clear(&team->lock);
+    }
     atomic_store(&pool.sleepers, 0);
     pool.workers = 0;
     alone_until = 0;
@@ -372,6 +429,8 @@ void crnn_parallel(int threads, int brief, crnn_work work, void *context)
         }
         atomic_flag_clear(&busy);
     }
-    crnn_team alone = {.size = 1};
+    crnn_team alone; /* nothing else of it is looked at */
+    alone.size = 1;
+    atomic_init(&alone.resting, 0);
     work(context, 0, &alone);
 }

@@ -15,6 +15,7 @@ extern const crnn_kernels THIS_KERNELS;
 #include "../cells/shape.h"
 #include "../cells/cell.h"
 #include "../sequence/layout.h"
+#include "../sequence/packing.h"
 #include "../sequence/forward.h"
 #include "../sequence/prepare.h"
 #include "../sequence/backward.h"

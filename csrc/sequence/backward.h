@@ -239,22 +239,26 @@ static T *dh_of_step(const backward_call *call, size_t q, size_t t)
     return call->layers[q].dh + (call->layers[q].lying ? (t & 1) * s->B : state_row_before(s, t + 1)) * s->ldh;
 }
 
-/* Steps hi-1 .. lo of one layer. The state that enters step lo is a constant unless lo is 0. */
-static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi, size_t loss_lo, int rank, crnn_team *team)
+/* The steps from own.t down to lo of one layer, in the range of steps [lo, hi). The state that enters step lo is a constant unless lo is 0. */
+static void steps_back(const backward_call *call, size_t q, size_t lo, size_t hi, size_t loss_lo, crnn_stretch own, size_t u0, size_t u1,
+                       int rank, crnn_team *team)
 {
     const run_state *s = call->s;
     const layer_run *run = s->layers + q;
     const layer_back *back = call->layers + q;
-    size_t i0, i1, u0, u1;
-    share_sequences(s, s->plan.backward, rank, crnn_team_size(team), &i0, &i1);
-    share_units(s, s->plan.backward, rank, crnn_team_size(team), &u0, &u1);
-    for (size_t t = hi; t-- > lo;) {
+    const size_t i0 = own.i0;
+    size_t i1 = own.i1;
+    for (size_t t = own.t + 1; t-- > lo;) {
+        if (s->plan.backward == BY_SEQUENCES && t + 1 < hi) {
+            const size_t running = block_rows(s, t), last = i1 < running ? i1 : running;
+            offer_half(s, team, (crnn_stretch){t, 0, i0, i1}, t - lo + 1, last > i0 ? last - i0 : 0, s->H, &i1);
+        }
         size_t n = block_rows(s, t), end = i1 < n ? i1 : n, rows = end > i0 ? end - i0 : 0;
         size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0;
         int cut = t == lo && lo > 0; /* what would pass on is written to rows that the range below fills anew */
         T *dh = dh_of_step(call, q, t), *dh_prev = dh_of_step(call, q, t - 1) + i0 * s->ldh;
         T *dc = back->dc ? back->dc + i0 * s->ldh : NULL;
-        step_rows own = {dh_prev + u0 * VW, s->ldh}, above = own;
+        step_rows init = {dh_prev + u0 * VW, s->ldh}, above = init;
         if (back->lying) {
             size_t running = t + 1 < hi ? block_rows(s, t + 1) : 0; /* rows to which step t + 1 has passed something on */
             for (size_t i = running > i0 ? running : i0; i < end; i++)
@@ -278,8 +282,20 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
         step_fetch next = {0};
         if (t > lo && rows >= FETCH_ROWS) next = fetch_of_step(call, q, t - 1, lo, loss_lo, i0, i1, u0, u1);
         product_back(s, &s->shape.recurrent, d, back->pack_hh, s->H, u0, u1, rows, dh_prev, s->ldh,
-                     is_gru(s) ? own : above, t & 1, &next);
+                     is_gru(s) ? init : above, t & 1, &next);
     }
+}
+
+/* Steps hi-1 .. lo of one layer. */
+static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi, size_t loss_lo, int rank, crnn_team *team)
+{
+    const run_state *s = call->s;
+    crnn_stretch stretch = {.t = hi - 1};
+    size_t u0, u1;
+    share_sequences(s, s->plan.backward, rank, crnn_team_size(team), &stretch.i0, &stretch.i1);
+    share_units(s, s->plan.backward, rank, crnn_team_size(team), &u0, &u1);
+    do steps_back(call, q, lo, hi, loss_lo, stretch, u0, u1, rank, team);
+    while (s->plan.backward == BY_SEQUENCES && crnn_rest(team, &stretch));
 }
 
 /* out (rows, ldo) = d W_ih for rows of one direction in its own order. Where W_ih is read as it lies, blocks of it have
@@ -399,7 +415,7 @@ static void range_backward(const backward_call *call, size_t lo, size_t hi, size
         } else {
             for (size_t q = begin; q < end; q++) time_loop(call, q, lo, hi, loss_lo, rank, team);
         }
-        crnn_barrier(team);
+        if (s->plan.backward != BY_SEQUENCES || goes_apart(s, team)) crnn_barrier(team); /* otherwise all have rested */
         for (size_t q = begin; q < end; q++) {
             layer_back *back = call->layers + q;
             size_t a, b;

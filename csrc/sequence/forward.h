@@ -258,6 +258,54 @@ static void pack_weights(const run_state *s, const cell_product *product, const 
     pack_forward(product, s->H, W, K, K, dst, range);
 }
 
+/* What a thread knows of a layer's time loop. */
+typedef struct {
+    forward_call *call;
+    const layer_run *run;
+    const T *x;
+    size_t ldx, u0, u1;
+    int rank;
+} loop_work;
+
+/* A stretch to its end. Threads that have sequences of their own hand over some of them to those that are done, unless gates of the chunk
+ * in work are in a room that others do not know. */
+static void time_steps(const loop_work *work, crnn_stretch own, crnn_team *team)
+{
+    const run_state *s = work->call->s;
+    const layer_run *run = work->run;
+    const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
+    const size_t i0 = own.i0, u0 = work->u0, u1 = work->u1;
+    const int lying = !run->pack_hh, units = s->plan.forward == BY_UNITS, first = s->plan.forward == INPUT_FIRST;
+    const int offers = !units && !first && s->rooms == 1;
+    for (size_t t0 = own.chunk, t1; t0 < s->steps; t0 = t1) {
+        t1 = next_chunk(s, t0);
+        size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t0];
+        /* A sequence's row of gates moves from chunk to chunk of a ragged batch: nobody may begin the next one before all have
+         * left this one. By sequences each thread has rows of its own, by units every step ends with a barrier. Where the
+         * input comes first, a sequence's may be another thread's work. */
+        if (first && t0 > 0 && !s->keep_gates) crnn_barrier(team);
+        if (own.t <= t0) {
+            if (run->x_late) gather_chunk(s, work->call, run, t0, t1, i0, own.i1, work->rank, team);
+            project(s, run, t0, t1, gate_base, i0, own.i1, u0, u1, work->x, work->ldx, work->rank, crnn_team_size(team));
+        }
+        if (first) crnn_barrier(team);
+        for (size_t t = own.t > t0 ? own.t : t0; t < t1; t++) {
+            if (lying) small_step(s, run, rec, t, gate_base, NULL, 0, i0, own.i1, u0, u1, 0, t & 1);
+            else forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, own.i1, u0, u1, 0);
+            if (units) crnn_barrier(team);
+            if (cand->gates) {
+                if (lying) small_step(s, run, cand, t, gate_base, NULL, 0, i0, own.i1, u0, u1, 1, t & 1);
+                else forward_step(s, run, cand, run->pack_n, t, gate_base, i0, own.i1, u0, u1, 1);
+                if (units) crnn_barrier(team);
+            }
+            if (!offers || t + 1 == s->steps) continue;
+            const size_t n = block_rows(s, t + 1), end = own.i1 < n ? own.i1 : n;
+            const crnn_stretch rest = {t + 1, t + 1 < t1 ? t0 : t1, i0, own.i1};
+            offer_half(s, team, rest, s->steps - t - 1, end > i0 ? end - i0 : 0, run->input + s->H, &own.i1);
+        }
+    }
+}
+
 static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank, crnn_team *team)
 {
     run_state *s = call->s;
@@ -275,12 +323,11 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     share_sequences(s, s->plan.forward, rank, size, &i0, &i1);
     share_units(s, s->plan.forward, rank, size, &u0, &u1);
     const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
-    const int lying = !run->pack_hh;
     if (!s->small) {
         if (run->pack_ih && !input_in_rooms(s))
             pack_weights(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);
-        if (!lying) pack_weights(s, rec, run->whh, s->H, run->pack_hh, rank, size);
-        if (!lying && cand->gates) pack_weights(s, cand, run->whh, s->H, run->pack_n, rank, size);
+        if (run->pack_hh) pack_weights(s, rec, run->whh, s->H, run->pack_hh, rank, size);
+        if (run->pack_hh && cand->gates) pack_weights(s, cand, run->whh, s->H, run->pack_n, rank, size);
     }
     if (!s->small || run->x) crnn_barrier(team); /* nothing was prepared for others otherwise */
     const int last = run == s->layers + s->L * s->D - 1;
@@ -294,28 +341,15 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
         small_loop(s, run, x, ldx, i0, i1, u0, u1, call->turn, last, team);
         return;
     }
-    for (size_t t0 = 0, t1; t0 < s->steps; t0 = t1) {
-        t1 = next_chunk(s, t0);
-        size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t0];
-        /* A sequence's row of gates moves from chunk to chunk of a ragged batch: nobody may begin the next one before all have
-         * left this one. By sequences each thread has rows of its own, by units every step ends with a barrier. Where the
-         * input comes first, a sequence's may be another thread's work. */
-        const int first = s->plan.forward == INPUT_FIRST;
-        if (first && t0 > 0 && !s->keep_gates) crnn_barrier(team);
-        if (run->x_late) gather_chunk(s, call, run, t0, t1, i0, i1, rank, team);
-        project(s, run, t0, t1, gate_base, i0, i1, u0, u1, x, ldx, rank, size);
-        if (first) crnn_barrier(team);
-        for (size_t t = t0; t < t1; t++) {
-            if (lying) small_step(s, run, rec, t, gate_base, NULL, 0, i0, i1, u0, u1, 0, t & 1);
-            else forward_step(s, run, rec, run->pack_hh, t, gate_base, i0, i1, u0, u1, 0);
-            if (s->plan.forward == BY_UNITS) crnn_barrier(team);
-            if (!cand->gates) continue;
-            if (lying) small_step(s, run, cand, t, gate_base, NULL, 0, i0, i1, u0, u1, 1, t & 1);
-            else forward_step(s, run, cand, run->pack_n, t, gate_base, i0, i1, u0, u1, 1);
-            if (s->plan.forward == BY_UNITS) crnn_barrier(team);
-        }
+    const loop_work work = {call, run, x, ldx, u0, u1, rank};
+    if (s->plan.forward != BY_SEQUENCES) {
+        time_steps(&work, (crnn_stretch){.i0 = i0, .i1 = i1}, team);
+        if (s->plan.forward == INPUT_FIRST) crnn_barrier(team);
+        return;
     }
-    if (s->plan.forward != BY_UNITS) crnn_barrier(team);
+    crnn_stretch stretch = {.i0 = i0, .i1 = i1};
+    do time_steps(&work, stretch, team);
+    while (crnn_rest(team, &stretch));
 }
 
 static void copy_outputs(const run_state *s, const crnn_forward_args *args, int rank, int size)

@@ -222,6 +222,53 @@ static void go_apart_often(void)
     CHECK(times_apart == 20, "%d teams went apart", times_apart);
 }
 
+/* Sequences walk through their steps in order, each step once, whoever takes them; and when one thread leaves, all has been done. */
+#define SEQUENCES 40
+#define LAST_STEP 60
+static atomic_int steps_done[SEQUENCES];
+static atomic_int changed_hands, out_of_order;
+
+static void walk_stretch(crnn_team *team, crnn_stretch own, int turn)
+{
+    for (; own.t < LAST_STEP; own.t++) {
+        if (crnn_resting(team) > 0 && own.i1 - own.i0 > 1) {
+            crnn_stretch other = own;
+            other.i0 += (own.i1 - own.i0) / 2;
+            if (crnn_hand_over(team, &other)) own.i1 = other.i0, atomic_fetch_add(&changed_hands, 1);
+        }
+        for (size_t i = own.i0; i < own.i1; i++) {
+            if (atomic_fetch_add(&steps_done[i], 1) != LAST_STEP * (turn - 1) + (int)own.t) atomic_fetch_add(&out_of_order, 1);
+            for (volatile int busy = 0; busy < 50; busy++) continue;
+        }
+    }
+}
+
+static void walk_and_rest(void *context, int rank, crnn_team *team)
+{
+    (void)context;
+    for (int turn = 1; turn <= 2; turn++) { /* resting leaves everything as it was */
+        crnn_stretch stretch = {.i1 = rank == 0 ? SEQUENCES : 0}; /* one has them all */
+        do walk_stretch(team, stretch, turn);
+        while (crnn_rest(team, &stretch));
+        int left = 0;
+        for (int i = 0; i < SEQUENCES; i++) left += atomic_load(&steps_done[i]) != LAST_STEP * turn;
+        CHECK(left == 0, "rank %d left although %d sequences are not at their end", rank, left);
+        crnn_barrier(team);
+    }
+}
+
+static void hand_over_often(void)
+{
+    for (int round = 0; round < 2000 && (round < 100 || atomic_load(&changed_hands) < 100); round++) {
+        for (int i = 0; i < SEQUENCES; i++) atomic_store(&steps_done[i], 0);
+        crnn_parallel(1 + round % 4, 0, walk_and_rest, NULL);
+        for (int i = 0; i < SEQUENCES; i++) CHECK(atomic_load(&steps_done[i]) == 2 * LAST_STEP, "sequence %d was left", i);
+        if (round % 50 == 49) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    CHECK(atomic_load(&out_of_order) == 0, "%d steps out of order", atomic_load(&out_of_order));
+    CHECK(atomic_load(&changed_hands) >= 100, "sequences changed hands %d times", atomic_load(&changed_hands));
+}
+
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
@@ -265,6 +312,7 @@ int main(void)
     take_in_turn();
     take_together();
     go_apart_often();
+    hand_over_often();
     cpu_set_t allowed, one;
     pthread_t thread;
     pthread_create(&thread, NULL, leaver, NULL);
@@ -292,6 +340,7 @@ int main(void)
     take_in_turn();
     take_together();
     go_apart_often();
+    hand_over_often();
     return finish("test_threads");
 }
 #endif
