@@ -171,7 +171,7 @@ def test_rows_shared_where_one_thread_walks_the_steps(case, isa, threads):
 HANDED_OVER = [
     Case(kind, 24, hidden, lengths, dtype=dtype)
     for kind, hidden in [("lstm", 144), ("gru", 144), ("gru_after", 144), ("rnn_tanh", 200)]
-    for lengths, dtype in [((60,) * 25, "float32"), ((60,) * 13 + (12,) * 12, "float64")]
+    for lengths, dtype in [((60,) * 17, "float32"), ((60,) * 9 + (12,) * 8, "float64")]
 ]
 
 
