@@ -60,8 +60,8 @@ typedef struct {
  * done long before others. Who is done rests, until all do (a barrier: 0) or until another one has handed over a stretch of its own
  * (1: to do it, and rest again). Nobody may wait at crnn_barrier meanwhile. */
 int crnn_rest(crnn_team *team, crnn_stretch *stretch);
-int crnn_resting(const crnn_team *team);                                /* how many, roughly: cheap enough for every step */
-int crnn_hand_over(crnn_team *team, const crnn_stretch *stretch);       /* 1: somebody takes it */
+int crnn_resting(const crnn_team *team); /* how many, roughly: cheap enough for every step */
+int crnn_hand_over(crnn_team *team, const crnn_stretch *stretch); /* 1: somebody takes it */
 
 double crnn_seconds(void);
 int crnn_leave_processor(int processor); /* 1 if this thread was running there and has moved */

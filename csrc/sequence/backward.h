@@ -240,14 +240,15 @@ static T *dh_of_step(const backward_call *call, size_t q, size_t t)
 }
 
 /* The steps from own.t down to lo of one layer, in the range of steps [lo, hi). The state that enters step lo is a constant unless lo is 0. */
-static void steps_back(const backward_call *call, size_t q, size_t lo, size_t hi, size_t loss_lo, crnn_stretch own, size_t u0, size_t u1,
-                       int rank, crnn_team *team)
+static void steps_back(const backward_call *call, size_t q, size_t lo, size_t hi, size_t loss_lo, crnn_stretch own, int rank,
+                       crnn_team *team)
 {
     const run_state *s = call->s;
     const layer_run *run = s->layers + q;
     const layer_back *back = call->layers + q;
     const size_t i0 = own.i0;
-    size_t i1 = own.i1;
+    size_t i1 = own.i1, u0, u1;
+    share_units(s, s->plan.backward, rank, crnn_team_size(team), &u0, &u1);
     for (size_t t = own.t + 1; t-- > lo;) {
         if (s->plan.backward == BY_SEQUENCES && t + 1 < hi) {
             const size_t running = block_rows(s, t), last = i1 < running ? i1 : running;
@@ -291,10 +292,8 @@ static void time_loop(const backward_call *call, size_t q, size_t lo, size_t hi,
 {
     const run_state *s = call->s;
     crnn_stretch stretch = {.t = hi - 1};
-    size_t u0, u1;
     share_sequences(s, s->plan.backward, rank, crnn_team_size(team), &stretch.i0, &stretch.i1);
-    share_units(s, s->plan.backward, rank, crnn_team_size(team), &u0, &u1);
-    do steps_back(call, q, lo, hi, loss_lo, stretch, u0, u1, rank, team);
+    do steps_back(call, q, lo, hi, loss_lo, stretch, rank, team);
     while (s->plan.backward == BY_SEQUENCES && crnn_rest(team, &stretch));
 }
 

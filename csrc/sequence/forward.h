@@ -267,8 +267,8 @@ typedef struct {
     int rank;
 } loop_work;
 
-/* A stretch to its end. Threads that have sequences of their own hand over some of them to those that are done, unless gates of the chunk
- * in work are in a room that others do not know. */
+/* A stretch to its end. Threads that have sequences of their own hand over some of them to those that are done; between two chunks, if
+ * gates are in a room of the thread's own. */
 static void time_steps(const loop_work *work, crnn_stretch own, crnn_team *team)
 {
     const run_state *s = work->call->s;
@@ -276,7 +276,7 @@ static void time_steps(const loop_work *work, crnn_stretch own, crnn_team *team)
     const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
     const size_t i0 = own.i0, u0 = work->u0, u1 = work->u1;
     const int lying = !run->pack_hh, units = s->plan.forward == BY_UNITS, first = s->plan.forward == INPUT_FIRST;
-    const int offers = !units && !first && s->rooms == 1;
+    const int offers = !units && !first, between = s->rooms > 1;
     for (size_t t0 = own.chunk, t1; t0 < s->steps; t0 = t1) {
         t1 = next_chunk(s, t0);
         size_t gate_base = s->keep_gates ? 0 : (size_t)s->offsets[t0];
@@ -298,7 +298,7 @@ static void time_steps(const loop_work *work, crnn_stretch own, crnn_team *team)
                 else forward_step(s, run, cand, run->pack_n, t, gate_base, i0, own.i1, u0, u1, 1);
                 if (units) crnn_barrier(team);
             }
-            if (!offers || t + 1 == s->steps) continue;
+            if (!offers || t + 1 == s->steps || (between && t + 1 < t1)) continue;
             const size_t n = block_rows(s, t + 1), end = own.i1 < n ? own.i1 : n;
             const crnn_stretch rest = {t + 1, t + 1 < t1 ? t0 : t1, i0, own.i1};
             offer_half(s, team, rest, s->steps - t - 1, end > i0 ? end - i0 : 0, run->input + s->H, &own.i1);
