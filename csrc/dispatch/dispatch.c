@@ -20,7 +20,7 @@ int crnn_processor_is_amd(void)
 {
     static _Atomic int known; /* 1 + the answer */
     if (!atomic_load_explicit(&known, memory_order_relaxed)) {
-        uint32_t a, b, c, d; /* the maker's name lies in b, d, c: AuthenticAMD */
+        uint32_t a = 0, b = 0, c = 0, d = 0; /* the maker's name lies in b, d, c: AuthenticAMD */
         const int amd = __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541 && d == 0x69746e65 && c == 0x444d4163;
         atomic_store_explicit(&known, 1 + amd, memory_order_relaxed);
     }
