@@ -199,7 +199,7 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
 }
 
 /* The cell works on as many rows of a column of tiles at once: their sums are in the first level still, and the ends of its loops are as
- * long as two or three vectors (AVX2 on Zen 3, 3 rows at a time and 16: 7.7 and 6.9 % of an LSTM's forward step). */
+ * long as two or three vectors (AVX2 on Zen 3, 3 rows at a time and 16: 7.7 and 7.0 % of an LSTM's inference). */
 #define CELL_ROWS 16
 
 /* One step of this thread's rows and units: recurrent product into tiles, cell while they are in cache. */

@@ -263,6 +263,7 @@ static void hand_over_often(void)
         for (int i = 0; i < SEQUENCES; i++) atomic_store(&steps_done[i], 0);
         crnn_parallel(1 + round % 4, 0, walk_and_rest, NULL);
         for (int i = 0; i < SEQUENCES; i++) CHECK(atomic_load(&steps_done[i]) == 2 * LAST_STEP, "sequence %d was left", i);
+        /* The pool may pause after jobs that other programs held up: then nothing changes hands for some milliseconds. */
         if (round % 50 == 49) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
     CHECK(atomic_load(&out_of_order) == 0, "%d steps out of order", atomic_load(&out_of_order));
