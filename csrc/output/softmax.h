@@ -265,13 +265,23 @@ static void softmax_turned(const softmax_call *call, T *part, T *room, const T *
         }
         for (size_t r = 0, rows; r < call->rows; r += rows) {
             rows = call->rows - r < TURN_BLOCK ? call->rows - r : TURN_BLOCK;
-            for (size_t i = 0; i < count; i++) {
+            const size_t left = call->rows - r - rows;
+            tile_fetch later = {.far = 1, .at = (const char *)(e + (r + rows) * call->ldl), .rows = left < TURN_BLOCK ? left : TURN_BLOCK,
+                                .step = call->ldl * sizeof(T)};
+            for (size_t i = 0, asked = 0; i < count; i++) {
                 unit_tile at = nth_tile(u0, u1, 4, i, 0);
-                T *out = part + r * call->ldh + at.u * VW;
+                const size_t nv = at.units, half = (size_t)half_left((at.u + nv) * VW, H);
                 fetch_upto(&fetch, r * count + (i + 1) * rows, call->rows * count);
-                tile_column(rows, (int)at.units, half_left((at.u + at.units) * VW, H), n, e + r * call->ldl, call->ldl,
-                            room + (at.u - u0) * VW * n, at.units * VW, out, call->ldh, add ? out : NULL,
-                            call->ldh, contiguous_off, (fetch_plan){0}, 1);
+                for (size_t done = 0, mr; done < rows; done += mr) {
+                    T *out = part + (r + done) * call->ldh + at.u * VW;
+                    mr = tile_rows(rows - done, (int)nv);
+                    if (asked >= n) later.rows = 0; /* all of their columns are under way */
+                    tiles[half][nv][mr](n, e + (r + done) * call->ldl, call->ldl, room + (at.u - u0) * VW * n, nv * VW, out, call->ldh,
+                                        add ? out : NULL, call->ldh, contiguous_off, &later);
+                    const size_t lines = tile_count(nv * VW, LINE);
+                    later.at += lines * CRNN_LINE;
+                    asked += lines * LINE;
+                }
             }
         }
     }
