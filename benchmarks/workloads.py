@@ -201,7 +201,7 @@ def workloads() -> list[Workload]:
     ]
     every += [
         _stream("zaremba", cell, hidden, unroll, 10000, units)
-        for hidden, unroll, units in ((200, 20, 64), (650, 35, 24))
+        for hidden, unroll, units in ((200, 20, 32), (650, 35, 16))
         for cell in CELLS
     ]
     for train_too in (True, False):
