@@ -57,10 +57,10 @@ typedef void (*tile_function)(TILE_ARGUMENTS);
         if (j < full) acc[i][j] = muladd_in_order(s, whole, acc[i][j]);                \
         else if (!IN_PAIR(i)) half[i][j] = HALF_MULADD(LOW_HALF(s), part, half[i][j]); \
     }
-#define TILE_LOAD                                                \
-    UNROLL(4) for (int j = 0; j < nv; j++) {                     \
-        if (j < full) bv[j] = load_in_order(TILE_B(j));          \
-        else if (PAIRED) bv[j] = load_twice_in_order(TILE_B(j)); \
+#define TILE_LOAD                                                            \
+    UNROLL(4) for (int j = 0; j < nv; j++) {                                 \
+        if (j < full) bv[j] = load_in_order(TILE_B(j));                      \
+        else if (PAIRED) bv[j] = load_twice_in_order(TILE_B(j));             \
         bh[j] = j < full || PAIRED ? LOW_HALF(bv[j]) : load_half(TILE_B(j)); \
     }
 #define TILE_ROW(i, k)                                                                                               \
