@@ -22,6 +22,8 @@ SIZES = [  # (rows, hidden): row tails, width tails, one row, more rows than any
     (70, 17),
     (33, 65),
     (150, 5),
+    (12, 20),  # where there are registers enough, six units of W stay while rows pass by, from 13 rows on
+    *((13 + units, units) for units in (1, 2, 3, 4)),
 ]
 # From 200 rows on, dh comes from weights that are turned round, 512 columns (of each eighth) and 900 bytes of units
 # at a time. (vocabulary, rows, hidden): both sides of the limit, several pieces of columns, several of units.
@@ -250,6 +252,22 @@ def test_threads_do_not_change_a_bit(fused, vocabulary, rows, hidden, dtype, isa
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("vocabulary", [65, 10_007])
+def test_company_does_not_change_a_bit(vocabulary, dtype, isa):
+    """Rows are taken one by one, a few or many at a time (fewer than are turned): every sum has the same order."""
+    given = head(vocabulary, 40, 23, dtype)
+
+    def gradient(first, last):
+        dh = np.empty_like(given.h[first:last])
+        _kernels.softmax_loss(given.h[first:last], given.weight_t, given.bias, given.targets[first:last], dh)
+        return dh
+
+    together = gradient(0, 40)
+    for first, last in ((0, 1), (1, 7), (7, 19), (19, 32), (14, 40)):
+        np.testing.assert_array_equal(gradient(first, last), together[first:last])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_more_rows_than_one_block_of_logits(fused, dtype, threads):
     """Far more logits than are held at a time: every block must see the same weights, and add to the same gradient."""
@@ -295,15 +313,15 @@ def test_no_rows():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("vocabulary", [8192, 8193, 20_011])
-def test_large_vocabularies(vocabulary, dtype, isa, threads):
+@pytest.mark.parametrize(("vocabulary", "rows"), [(8192, 7), (8193, 7), (8193, 15), (20_011, 7), (20_011, 22)])
+def test_large_vocabularies(vocabulary, rows, dtype, isa, threads):
     """Each slab of columns is walked in several pieces, whose parts of dH add up."""
     threads(2)
-    given = head(vocabulary, 7, 9, dtype)
+    given = head(vocabulary, rows, 9, dtype)
     expected, d_h, d_weight, d_bias = reference.softmax_cross_entropy(
         given.h, given.params["weight"], given.bias, given.targets
     )
-    grads, dh, losses = given.params.like(), np.full_like(given.h, 7.0), np.empty(7)
+    grads, dh, losses = given.params.like(), np.full_like(given.h, 7.0), np.empty(rows)
     _kernels.softmax_loss(
         given.h, given.weight_t, given.bias, given.targets, dh, grads.storage("weight"), grads["bias"], losses=losses
     )

@@ -18,7 +18,7 @@
 #define LINES_BEYOND 32
 #define ROWS_BEYOND 48
 #define BYTES_BEYOND ((size_t)256 << 10) /* of rows, at most */
-#define SLAB_STEP 1536 /* columns of one dH update: long enough to hide the lane sums, short enough for the L2 cache */
+#define LINE (64 / sizeof(T))
 
 typedef struct {
     const crnn_softmax_args *args;
@@ -60,24 +60,6 @@ static void share_columns(const softmax_call *call, int rank, int size, size_t *
     crnn_share(call->slabs, 1, rank, size, lo, hi);
     *lo = slab_begin(call, *lo);
     *hi = slab_begin(call, *hi) < call->Vp ? slab_begin(call, *hi) : call->Vp;
-}
-
-/* Lines of a block of W that is wanted next, too scattered for the hardware to guess: `count` groups, `step` elements apart, of
- * `lines` lines each, `line_step` apart. */
-#define LINE (64 / sizeof(T))
-typedef struct {
-    const T *at;
-    size_t count, step, lines, line_step, done;
-} block_fetch;
-
-/* Up to `part` / `whole` of the groups. */
-INLINE void fetch_upto(block_fetch *f, size_t part, size_t whole)
-{
-    size_t stop = f->count * part / whole, lines = f->lines, line_step = f->line_step;
-    const T *at = f->at + f->done * f->step;
-    for (size_t i = f->done; i < stop; i++, at += f->step)
-        for (size_t l = 0; l < lines; l++) __builtin_prefetch(at + l * line_step, 0, 2);
-    if (stop > f->done) f->done = stop;
 }
 
 /* What a topped tile does, for columns of which the last `pads` do not count. */
@@ -216,76 +198,7 @@ static void softmax_rows(const softmax_call *call, size_t lo, size_t hi, int gra
     }
 }
 
-/* part (rows, H) (+)= d W^T over the columns [v, v + n). A few rows of W at a time pass by a block of rows of d that
- * stays in cache. The next ones are fetched meanwhile where W is too large for its lines to arrive in time by themselves
- * (3 MB: 1 to 3 % of the output layer lost by it; 6 MB: nothing; 8 to 26 MB: 1 to 5 % gained). */
-#define DOT_BLOCK 40
-#define DOT_FETCH_BYTES ((size_t)6 << 20)
-static void softmax_dot(const softmax_call *call, T *part, const T *e, const T *w, size_t n, int add, int falling)
-{
-    size_t H = call->args->hidden, ld = call->args->ld;
-    const int fetch = H * ld * sizeof(T) > DOT_FETCH_BYTES;
-    for (size_t r0 = 0; r0 < call->rows; r0 += DOT_BLOCK) {
-        size_t r1 = r0 + DOT_BLOCK < call->rows ? r0 + DOT_BLOCK : call->rows;
-        for (size_t k = 0; k < H; k += 4) {
-            size_t columns = H - k < 4 ? H - k : 4, more = H - k - columns < 4 ? H - k - columns : 4;
-            block_fetch next = {w + (k + columns) * ld, fetch && more ? n / LINE : 0, LINE, more, ld, 0};
-            for (size_t r = r0, tile; r < r1; r += tile) {
-                tile = next_rows(r1 - r, DOT_ROWS);
-                fetch_upto(&next, r + tile - r0, r1 - r0);
-                dot_source d = {.W = w + k * ld, .ldw = ld, .K = n, .v = e + r * call->ldl, .ldv = call->ldl,
-                                .falling = falling};
-                dots[PLAIN][tile](&d, NULL, columns, part + r * call->ldh + k, call->ldh, add, 0);
-            }
-        }
-    }
-}
-
-/* The same for many rows: W is turned round first, some of its rows at a time, into a small room that stays in the second
- * level. Its columns then pass by blocks of d as in any other product, without sums over lanes. The two meet at about 200
- * rows (1 to 5 % of the whole output layer at 32 to 64 and, the other way, at 400). */
-#define TURN_ROWS 200
-#define TURN_STEP 512 /* columns at a time */
-#define TURN_UNITS (((size_t)448 << 10) / (TURN_STEP * CRNN_VBYTES)) /* vectors of W's rows at a time */
-#define TURN_BLOCK 24 /* rows of d: whole tiles of 6 and of 8 */
-static void softmax_turned(const softmax_call *call, T *part, T *room, const T *e, const T *w, size_t n, const T *next, int add)
-{
-    size_t H = call->args->hidden, ld = call->args->ld, vectors = tile_count(H, VW), groups = tile_count(vectors, TURN_UNITS);
-    for (size_t g = 0; g < groups; g++) {
-        size_t u0 = tile_edge(vectors, groups, g), u1 = tile_edge(vectors, groups, g + 1), count = tile_count(u1 - u0, 4);
-        const int more = g + 1 < groups;
-        block_fetch fetch = {more ? w + u1 * VW * ld : next, more ? H - u1 * VW : next ? H : 0, ld, n / LINE, LINE, 0};
-        for (size_t i = 0; i < count; i++) {
-            unit_tile at = nth_tile(u0, u1, 4, i, 0);
-            for (size_t j = 0; j < at.units; j++) {
-                size_t unit = (at.u + j) * VW, valid = H - unit < VW ? H - unit : VW;
-                pack_transposed(room + (at.u - u0) * VW * n + j * VW, at.units * VW, w + unit * ld, ld, valid, n,
-                                NULL);
-            }
-        }
-        for (size_t r = 0, rows; r < call->rows; r += rows) {
-            rows = call->rows - r < TURN_BLOCK ? call->rows - r : TURN_BLOCK;
-            const size_t left = call->rows - r - rows;
-            tile_fetch later = {.far = 1, .at = (const char *)(e + (r + rows) * call->ldl), .rows = left < TURN_BLOCK ? left : TURN_BLOCK,
-                                .step = call->ldl * sizeof(T)};
-            for (size_t i = 0, asked = 0; i < count; i++) {
-                unit_tile at = nth_tile(u0, u1, 4, i, 0);
-                const size_t nv = at.units, half = (size_t)half_left((at.u + nv) * VW, H);
-                fetch_upto(&fetch, r * count + (i + 1) * rows, call->rows * count);
-                for (size_t done = 0, mr; done < rows; done += mr) {
-                    T *out = part + (r + done) * call->ldh + at.u * VW;
-                    mr = tile_rows(rows - done, (int)nv);
-                    if (asked >= n) later.rows = 0; /* all of their columns are under way */
-                    tiles[half][nv][mr](n, e + (r + done) * call->ldl, call->ldl, room + (at.u - u0) * VW * n, nv * VW, out, call->ldh,
-                                        add ? out : NULL, call->ldh, contiguous_off, &later);
-                    const size_t lines = tile_count(nv * VW, LINE);
-                    later.at += lines * CRNN_LINE;
-                    asked += lines * LINE;
-                }
-            }
-        }
-    }
-}
+#include "states.h"
 
 static void softmax_slab(const softmax_call *call, size_t slab, T *room, T *columns)
 {

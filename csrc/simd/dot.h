@@ -78,10 +78,22 @@ typedef void (*dot_function)(DOT_ARGUMENTS);
 /* The four sums of a row, as one. */
 typedef T V4 __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
 
+/* As many vectors as the sums of `count` are made from. */
+INLINE int summed(const int count)
+{
+    const int half = (LANE_COUNT + 1) / 2;
+    return (count + half - 1) / half * half;
+}
+INLINE void all_lane_sums(T *sums, V *acc, const int sums_of)
+{
+    UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
+        store(sums + i, lane_sums(acc + i, sums_of - i < LANE_COUNT ? (LANE_COUNT + 1) / 2 : LANE_COUNT));
+}
+
 INLINE void dot_body(const int mr, const int asks, const int paired, DOT_ARGUMENTS)
 {
     V acc[8 * 4];
-    const int half = (LANE_COUNT + 1) / 2, sums_of = (mr * 4 + half - 1) / half * half;
+    const int sums_of = summed(mr * 4);
     UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
     if (paired) {
         dot_pairs(mr, acc, one, two, columns, next);
@@ -90,8 +102,7 @@ INLINE void dot_body(const int mr, const int asks, const int paired, DOT_ARGUMEN
         if (two) dot_tile(mr, 4, asks, acc, two, columns, next);
     }
     T sums[8 * 4 + LANE_COUNT];
-    UNROLL(32) for (int i = 0; i < sums_of; i += LANE_COUNT)
-        store(sums + i, lane_sums(acc + i, sums_of - i < LANE_COUNT ? half : LANE_COUNT));
+    all_lane_sums(sums, acc, sums_of);
     UNROLL(8) for (int i = 0; i < mr; i++) {
         const T *from = sums + i * 4;
         T *o = out + (size_t)i * ldo;
@@ -124,6 +135,34 @@ static const dot_function dots[READINGS][DOT_ROWS + 1] = {
 DOT(asking, 2, 1, 0)
 static const dot_function dots[READINGS][DOT_ROWS + 1] = {
     {NULL, plain_1, plain_2}, {NULL, NULL, asking_2}, {NULL, pairs_1, pairs_2}};
+#endif
+
+#if CRNN_VREGS >= 32
+/* out[j*ldo + i] (+)= W[j] . v[i] for all of `wide` rows of W: many rows of W pass by mr rows of v. */
+typedef void (*streamed_dot)(const dot_source *s, T *out, size_t ldo, int accumulate);
+INLINE void streamed_body(const int mr, const int wide, const dot_source *s, T *out, size_t ldo, int accumulate)
+{
+    V acc[6 * 4], turned[8 * 4];
+    T sums[8 * 4 + LANE_COUNT];
+    const int sums_of = summed(mr * wide);
+    UNROLL(24) for (int i = 0; i < mr * wide; i++) acc[i] = (V){0};
+    dot_tile(mr, wide, 0, acc, s, (size_t)wide, 0);
+    UNROLL(32) for (int i = 0; i < sums_of; i++) turned[i] = i < mr * wide ? acc[i % mr * wide + i / mr] : (V){0};
+    all_lane_sums(sums, turned, sums_of);
+    UNROLL(4) for (int j = 0; j < wide; j++, out += ldo)
+        UNROLL(8) for (int i = 0; i < mr; i++) out[i] = (accumulate ? out[i] : 0) + sums[j * mr + i];
+}
+#define STREAMED_DOT(mr, wide)                                                                        \
+    NOINLINE void streamed_dot_##mr##x##wide(const dot_source *s, T *out, size_t ldo, int accumulate) \
+    {                                                                                                 \
+        streamed_body(mr, wide, s, out, ldo, accumulate);                                             \
+    }
+#define STREAMED_DOTS(M, wide) M(1, wide) M(2, wide) M(3, wide) M(4, wide) M(5, wide) M(6, wide)
+#define STREAMED_NAME(mr, wide) streamed_dot_##mr##x##wide,
+STREAMED_DOTS(STREAMED_DOT, 3) STREAMED_DOTS(STREAMED_DOT, 4)
+/* [wide][mr] */
+static const streamed_dot streamed_dots[5][DOT_ROWS + 1] = {
+    [3] = {NULL, STREAMED_DOTS(STREAMED_NAME, 3)}, [4] = {NULL, STREAMED_DOTS(STREAMED_NAME, 4)}};
 #endif
 
 /* What a dot_source wants as `last`. */
