@@ -59,7 +59,7 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/simd/math.h", "-EXP_LOWEST), -1, &scale)", "-EXP_LOWEST), 1, &scale)", CELLS),
     ("csrc/simd/math.h", "(m / ((T)2 - m)) | ((VI)x & bit)", "(m / ((T)2 - m))", CELLS),
     ("csrc/sequence/layout.h", "w->i >= block_rows(s, t) || ", "", KERNELS),
-    ("csrc/sequence/layout.h", "            w->i = 0;", "            w->i = 1;", KERNELS),
+    ("csrc/sequence/layout.h", "            w->i = w->i0;", "            w->i = w->i0 + 1;", KERNELS),
     ("csrc/sequence/layout.h", "own.gates += (size_t)rank * rows_of_room(s) * s->ldg", "own.gates += 0", CHUNKS),
     ("csrc/sequence/layout.h", "if (s->plan.forward == BY_UNITS) return own;", "", STEPS),
     ("csrc/sequence/layout.h", "return s->keep ? row : i;", "return row;", CHUNKS),

@@ -355,10 +355,12 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
 static void copy_outputs(const run_state *s, const crnn_forward_args *args, int rank, int size)
 {
     const crnn_view *view = args->y_view.sequences ? &args->y_view : NULL;
-    size_t lo, hi;
+    size_t lo = 0, hi = s->R, i0 = 0, i1 = s->B;
     if (!args->y && !view) return;
-    crnn_share(s->R, 1, rank, size, &lo, &hi);
-    for (row_walk w = walk_rows(s, lo, hi); next_row(s, &w);) {
+    /* Whoever has made them has them near; the directions of a layer have been walked apart or shared. */
+    if (s->plan.forward == BY_SEQUENCES && s->D == 1) share_sequences(s, s->plan.forward, rank, size, &i0, &i1);
+    else crnn_share(s->R, 1, rank, size, &lo, &hi);
+    for (row_walk w = walk_sequences(s, lo, hi, i0, i1); next_row(s, &w);) {
         T *y = view ? (T *)(void *)view_row(s, view, 0, w.t, w.i) : (T *)args->y + w.row * s->D * s->H;
         for (size_t d = 0; d < s->D; d++) {
             const layer_run *top = s->layers + (s->L - 1) * s->D + d;
@@ -369,12 +371,12 @@ static void copy_outputs(const run_state *s, const crnn_forward_args *args, int 
     if (view) crnn_zero_tails(view, s->length, s->B, s->D * s->H * sizeof(T), rank, size);
 }
 
+/* Inference finds packed weights again as they were, and writes nothing else that another thread has read. */
 static void push_out_forward(const run_state *s, const layer_run *run, int rank, int size)
 {
     if (!input_in_rooms(s)) push_out(run->pack_ih, (size_t)s->shape.input.gates * s->Hp * run->input, rank, size);
     push_out(run->pack_hh, (size_t)s->shape.recurrent.gates * s->Hp * s->H, rank, size);
     push_out(run->pack_n, s->Hp * s->H, rank, size);
-    if (!s->keep) push_out(run->h, (s->B + s->R) * s->ldh, rank, size);
 }
 
 static void forward_work(void *context, int rank, crnn_team *team)
@@ -395,7 +397,7 @@ static void forward_work(void *context, int rank, crnn_team *team)
     }
     if (s->small) return;
     copy_outputs(s, &call->args, rank, crnn_team_size(team));
-    for (size_t q = 0; q < s->L * s->D && s->plan.far; q++)
+    for (size_t q = 0; q < s->L * s->D && s->plan.far && s->keep; q++)
         push_out_forward(s, s->layers + q, rank, crnn_team_size(team));
 }
 

@@ -114,14 +114,16 @@ INLINE char *view_row(const run_state *s, const crnn_view *view, int reversed, s
 #define STEPS_TOGETHER 16
 typedef struct {
     size_t lo, hi, first; /* first: of the steps that are walked together */
+    size_t i0, i1;        /* only these sequences */
     size_t t, i, row;     /* the row where the walk stands: step, sequence, packed row */
 } row_walk;
 
-static row_walk walk_rows(const run_state *s, size_t lo, size_t hi)
+static row_walk walk_sequences(const run_state *s, size_t lo, size_t hi, size_t i0, size_t i1)
 {
     const size_t first = lo < hi ? step_of(s, lo) : 0;
-    return (row_walk){.lo = lo, .hi = hi, .first = first, .t = first - 1};
+    return (row_walk){.lo = lo, .hi = i0 < i1 ? hi : lo, .first = first, .i0 = i0, .i1 = i1, .t = first - 1, .i = i0};
 }
+static row_walk walk_rows(const run_state *s, size_t lo, size_t hi) { return walk_sequences(s, lo, hi, 0, s->B); }
 
 /* Moves on to the next row, before all to the first one; 0: there is none. */
 static int next_row(const run_state *s, row_walk *w)
@@ -129,10 +131,10 @@ static int next_row(const run_state *s, row_walk *w)
     while (w->lo < w->hi) {
         const size_t t = ++w->t;
         if (t == w->first + STEPS_TOGETHER || w->i >= block_rows(s, t) || (size_t)s->offsets[t] + w->i >= w->hi) {
-            if (++w->i >= block_rows(s, w->first)) {
+            if (++w->i >= w->i1 || w->i >= block_rows(s, w->first)) {
                 w->first += STEPS_TOGETHER;
-                w->i = 0;
-                if (w->first >= s->steps || (size_t)s->offsets[w->first] >= w->hi) return 0;
+                w->i = w->i0;
+                if (w->i >= block_rows(s, w->first) || (size_t)s->offsets[w->first] >= w->hi) return 0;
             }
             w->t = w->first;
         }
