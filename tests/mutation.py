@@ -136,6 +136,8 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/halves.h", "job->contexts[rank & 1]", "job->contexts[0]", HALVES),
     ("csrc/sequence/halves.h", "give_states(f->half, 3, whole->c_n, f->stack);", "", HALVES),
     ("csrc/sequence/halves.h", "take_states(b->half, 0, whole->dh_n, stack);", "", HALVES),
+    ("csrc/sequence/halves.h", "*from = first->layers + q;", "*from = first->layers;", HALVES),
+    ("csrc/sequence/halves.h", "*from = work[0].call.layers + q;", "*from = work[0].call.layers;", HALVES),
     ("csrc/core/tails.c", "view->step, bytes, b - a);", "view->step, bytes, b - a - 1);", KERNELS),
     ("csrc/core/tails.c", "memset(row, 0, count * bytes)", "memset(row, 0, bytes)", KERNELS),
     (

@@ -14,6 +14,7 @@ typedef struct {
     T *pack_hh;   /* W_hh for dh = d W_hh: all gates that multiply h_{t-1} itself; null: read as it lies */
     T *pack_n;    /* GRU reset before: W_n */
     T *pack_ih;   /* W_ih; null: read as it lies */
+    int packed;   /* another half of the batch has done so */
     T *h_prev;    /* (R, ldh) states that enter each row, where they are not simply h's first R rows */
 } layer_back;
 

@@ -323,7 +323,7 @@ static void forward_layer(forward_call *call, size_t l, layer_run *run, int rank
     share_sequences(s, s->plan.forward, rank, size, &i0, &i1);
     share_units(s, s->plan.forward, rank, size, &u0, &u1);
     const cell_product *rec = &s->shape.recurrent, *cand = &s->shape.candidate;
-    if (!s->small) {
+    if (!s->small && !run->packed) {
         if (run->pack_ih && !input_in_rooms(s))
             pack_weights(s, &s->shape.input, run->wih, run->input, run->pack_ih, rank, size);
         if (run->pack_hh) pack_weights(s, rec, run->whh, s->H, run->pack_hh, rank, size);

@@ -14,6 +14,7 @@ typedef struct {
     T *h, *c;          /* (B + R, ldh): rows 0..B-1 initial state, then one row per packed row; of c unless s->keep (B, ldh), in place */
     T *bias;           /* (slots * Hp) what the pre-activations start from */
     T *pack_ih, *pack_hh, *pack_n; /* null: these weights are read as they lie */
+    int packed;        /* another half of the batch has done so */
     int lying;         /* W_ih is; otherwise, without pack_ih, BLAS reads it or words are looked up */
 } layer_run;
 

@@ -144,6 +144,7 @@ static void pack_weights_back(const backward_call *call, int rank, crnn_team *te
         const layer_back *back = call->layers + q;
         const crnn_weights *w = call->stack->weights + q;
         const int own = !apart || q % 2 == (size_t)(rank & 1);
+        if (back->packed) continue;
         if (own && back->pack_hh)
             pack_backward(&s->shape.recurrent, s->H, w->weight_hh, s->H, back->pack_hh, recurrent);
         if (own && back->pack_n) pack_backward(&s->shape.candidate, s->H, w->weight_hh, s->H, back->pack_n, recurrent);
@@ -232,6 +233,7 @@ static void lay_out_back(arena *a, backward_call *call)
         back->pack_n = s->shape.candidate.gates ? TAKE(a, T, s->H * s->Hp) : NULL;
         int packed = (q >= s->D || call->wants_dx) && !call->blas && !input_lies_back(s, s->layers[q].input);
         back->pack_ih = packed ? TAKE(a, T, (size_t)s->shape.gates * s->H * round_up(s->layers[q].input, VW)) : NULL;
+        back->packed = 0;
         back->h_prev = s->dense ? NULL : take_rows(a, s->R, s->ldh);
     }
 }
