@@ -3,8 +3,8 @@
  * and backward, two near cores: RNN of 32 units 1.33, of 64 units 1.14, of 128 units 1.04 times as fast as all threads in one batch;
  * of 128 units between far cores 1.2. On Zen 5, of 200 units: near 1.02, far 1.21, GRU 1.02 and 1.16, LSTM 1.02 and 1.11). Gradients of
  * weights are two sums then, so what is halved may not depend on the number of threads; one thread, which packs the weights once for
- * both, loses 0 to 8 % (200 units: 1 to 2). Wider layers, whose weights the threads share out between their second levels, lose 2 to 7 %
- * near and gain as much far. */
+ * both, loses 0 to 8 % (200 units: 1 to 2). Wider layers, whose weights the threads share out between their second levels, lose 0 to 7 %
+ * near and gain 1 to 8 far. */
 
 #define HALF_LEAST 4    /* sequences */
 #define HALF_WEIGHTS 45 /* at most so many for each element of a row, and each sequence of a half but one, */
@@ -165,7 +165,7 @@ static void halves_work(void *context, int rank, crnn_team *team)
         crnn_team *half = crnn_half(team, &own);
         job->work(job->contexts[rank & 1], own, half);
     } else { /* one after the other */
-        *job->alone = size == 1;
+        if (size == 1) *job->alone = 1;
         for (int i = 0; i < 2; i++) {
             job->work(job->contexts[i], rank, team);
             crnn_barrier(team);
