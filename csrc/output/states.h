@@ -34,7 +34,7 @@ INLINE void fetch_upto(block_fetch *f, size_t part, size_t whole)
  * 8,000 words, 100 units 1.04 times as fast, 10,000 words, 200 units 1.08; 64 rows, 33,000 words, 256 units 1.13; 10 to 13 rows
  * 0.97 to 1.04). */
 #if CRNN_VREGS >= 32
-#define STREAMED_ROWS 13 /* and more */
+#define STREAMED_ROWS 13 /* and more, which are cut into threes and fours */
 static void softmax_streamed(const softmax_call *call, T *part, const T *e, const T *w, size_t n, int add, int falling)
 {
     const size_t H = call->args->hidden, ld = call->args->ld;
