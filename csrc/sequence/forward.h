@@ -371,7 +371,7 @@ static void copy_outputs(const run_state *s, const crnn_forward_args *args, int 
     if (view) crnn_zero_tails(view, s->length, s->B, s->D * s->H * sizeof(T), rank, size);
 }
 
-/* Nothing of inference: it finds packed weights again as they were, and pushing out states gains nothing (Zen 5, far cores, 200 to 512
+/* Nothing of inference: it finds packed weights again as they were, and pushing out states gains nothing (Zen 5, far cores, 64 to 512
  * units: 0.98 to 1.01). */
 static void push_out_forward(const run_state *s, const layer_run *run, int rank, int size)
 {
