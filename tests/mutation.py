@@ -34,7 +34,7 @@ ORACLE = "test_gradients.py::test_gradients_agree_with_the_oracle"
 CELLS = ((ORACLE,), ("test_gradients.py", "test_layers_numeric.py"))
 KERNELS = ((ORACLE, "test_kernels.py"), ("test_layers_numeric.py", "test_invariants.py"))
 APART = (("test_invariants.py::test_directions_apart_do_not_change_a_bit",),)
-STEPS = (("test_streaming.py",),)
+STEPS = (("test_streaming.py", "test_wide_steps.py"),)
 HALVES = (("test_halves.py",),)
 CHUNKS = (("test_layers_numeric.py::test_inference_agrees_with_training_bit_by_bit",),)
 LOOKED = (("test_layers_numeric.py::test_every_value_is_looked_at",),)
@@ -80,7 +80,7 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/small.h", "next_c = cell_row(s, after, i0)", "next_c = cell_row(s, after, i0 + 1)", STEPS),
     ("csrc/sequence/layout.h", "s->stepping && !turn ? 0", "s->stepping && turn ? 0", STEPS),
     ("csrc/sequence/prepare.h", "h + (s->turn ? s->B * s->ldh : 0)", "h", STEPS),
-    ("csrc/simd/dot.h", "0) + from[j]", "0) - from[j]", STEPS),
+    ("csrc/simd/dot.h", "0) + sums[j]", "0) - sums[j]", STEPS),
     ("csrc/sequence/layout.h", "return run->x_late && !s->keep ?", "return run->x_late ?", CELLS),
     (
         "csrc/sequence/forward.h",
@@ -91,7 +91,7 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/simd/finite.h", "zero, sums[0]);", "zero, zero);", LOOKED),
     ("csrc/sequence/small.h", "run->bias + u0 * VW + at", "run->bias + u0 * VW", CELLS),
     ("csrc/sequence/small.h", ".x = x + done * ldx", ".x = x", CELLS),
-    ("csrc/simd/dot.h", "if (two) dot_tile(mr, 4, asks, acc, two, columns, next);", "(void)two;", STEPS),
+    ("csrc/simd/dot.h", "if (two) dot_tile(mr, wide, asks, acc, two, columns, next);", "(void)two;", STEPS),
     ("csrc/simd/dot.h", "if (two) dot_tile(mr, 2, 1, pair, &b, columns - j, then);", "", STEPS),
     ("csrc/simd/dot.h", "+ j] = pair[2 * i]", "+ j] = pair[0]", STEPS),
     ("csrc/simd/dot.h", "(size_t)k * VW : last)), v[k]", "(size_t)k * VW : last)), -v[k]", STEPS),

@@ -120,39 +120,6 @@ def test_threads_may_change_between_steps(kind, isa, threads, rng):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_turned_rows_have_the_bits_of_packed_weights(kind, isa, rng):
-    """16 rows fill the lanes of AVX's vectors (simd/turned.h); 40 are too many for anything but packed weights."""
-    if isa not in ("avx2", "avx512"):
-        pytest.skip(f"NOTHING IS TURNED WITH {isa}")
-    layer = make(kind, sizes=(31, 50), dtype=np.float32)
-    x = rng.normal(size=(2, 40, 31)).astype(np.float32)
-    few, many = layer.stream(16), layer.stream(40)
-    for step in x:
-        assert (few.step(np.ascontiguousarray(step[:16])) == many.step(step)[:16]).all()
-
-
-BEYOND_CACHES = {"rnn": (5, 2173), "lstm": (150, 1021), "gru": (200, 1163), "gru_after_state": (203, 1161)}
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_weights_beyond_the_caches(kind, isa, threads, rng):
-    """19 MB, asked for in advance, by up to three rows two columns at a time: the same bits as without it."""
-    layer = make(kind, sizes=BEYOND_CACHES[kind], num_layers=1, dtype=np.float32)
-    x = rng.normal(size=(3, 9, BEYOND_CACHES[kind][0])).astype(np.float32)
-    outputs = {}
-    for count in (1, 4):
-        threads(count)
-        for rows in (1, 2, 3, 6, 9):
-            stream = layer.stream(rows)
-            outputs[count, rows] = np.stack([stream.step(np.ascontiguousarray(step[:rows])) for step in x])
-    for (count, rows), y in outputs.items():
-        assert (y[:, :6] == outputs[4, 6][:, :rows]).all(), (count, rows)
-    whole, _ = layer(x.transpose(1, 0, 2))
-    wanted = whole.transpose(1, 0, 2).astype(np.float64)
-    assert_close(outputs[1, 9], wanted, "output", terms=2178, steps=3, dtype="float32")
-
-
-@pytest.mark.parametrize("kind", LAYERS)
 def test_layer_step_reads_other_forms_as_its_own(kind, rng):
     layer = make(kind, dtype=np.float32)
     x = rng.normal(size=(3, 3)).astype(np.float32)

@@ -91,18 +91,21 @@ static int reads_across(const run_state *s, const layer_run *run, const step_inp
     return (in->h && lies_across(run->whh, s->H)) || (in->x && lies_across(run->wih, K));
 }
 
-/* One input of up to VW rows, turned; `slots`: of the gates that it enters. */
+/* One input of up to VW rows, turned, `slab` at a time; `slots`: of the gates that it enters. */
 static void turned_input(const run_state *s, const cell_product *product, const int *slots, const T *W, size_t K, const T *v,
                          size_t ldv, size_t rows, T *gates, size_t u0, size_t u1, int backwards)
 {
     _Alignas(64) T turned[TURNED_BYTES / sizeof(T)];
-    pack_transposed(turned, VW, v, ldv, rows, K, NULL);
-    for (size_t n = u0; n < u1; n++) {
-        const size_t u = backwards ? u1 - 1 - (n - u0) : n, valid = s->H - u * VW < VW ? s->H - u * VW : VW;
-        for (int p = 0; p < product->gates; p++) {
-            const int q = backwards ? product->gates - 1 - p : p;
-            const T *w = W + ((size_t)product->gate[q] * s->H + u * VW) * K;
-            turned_units(K, w, valid, turned, rows, gates + (size_t)slots[q] * s->Hp + u * VW, s->ldg);
+    for (size_t k = 0, slab; k < K; k += slab) {
+        slab = next_rows(K - k, TURNED_BYTES / sizeof(T) / VW);
+        pack_transposed(turned, VW, v + k, ldv, rows, slab, NULL);
+        for (size_t n = u0; n < u1; n++) {
+            const size_t u = backwards ? u1 - 1 - (n - u0) : n, valid = s->H - u * VW < VW ? s->H - u * VW : VW;
+            for (int p = 0; p < product->gates; p++) {
+                const int q = backwards ? product->gates - 1 - p : p;
+                const T *w = W + ((size_t)product->gate[q] * s->H + u * VW) * K + k;
+                turned_units(slab, w, K, valid, turned, rows, gates + (size_t)slots[q] * s->Hp + u * VW, s->ldg);
+            }
         }
     }
 }
@@ -122,7 +125,7 @@ NOINLINE void small_product(const run_state *s, const layer_run *run, const cell
                             const step_input *in, size_t u0, size_t u1, int backwards)
 {
     const size_t K = in->x ? run->input : 0;
-    if (turning_pays(in->all, K + s->H) && can_turn(K > s->H ? K : s->H))
+    if (turning_pays(in->all, K + s->H))
         turned_product(s, run, product, gates, in, u0, u1, backwards);
     else if (reads_across(s, run, in)) product_across(s, run, product, gates, in, u0, u1, backwards);
     else product_body(0, s, run, product, gates, in, u0, u1, backwards);

@@ -1,0 +1,76 @@
+"""Steps of several sequences with wide layers: whatever tiles their products take, the same numbers and bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_streaming import LAYERS, make
+from tolerances import assert_close
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_turned_rows_have_the_bits_of_packed_weights(kind, isa, rng):
+    """16 rows fill the lanes of AVX's vectors (simd/turned.h); 40 are too many for anything but packed weights."""
+    if isa not in ("avx2", "avx512"):
+        pytest.skip(f"NOTHING IS TURNED WITH {isa}")
+    layer = make(kind, sizes=(31, 50), dtype=np.float32)
+    x = rng.normal(size=(2, 40, 31)).astype(np.float32)
+    few, many = layer.stream(16), layer.stream(40)
+    for step in x:
+        assert (few.step(np.ascontiguousarray(step[:16])) == many.step(step)[:16]).all()
+
+
+BEYOND_CACHES = {"rnn": (5, 2173), "lstm": (150, 1021), "gru": (200, 1163), "gru_after_state": (203, 1161)}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_weights_beyond_the_caches(kind, isa, threads, rng):
+    """19 MB, asked for in advance, by up to three rows two columns at a time: the same bits as without it."""
+    layer = make(kind, sizes=BEYOND_CACHES[kind], num_layers=1, dtype=np.float32)
+    x = rng.normal(size=(3, 9, BEYOND_CACHES[kind][0])).astype(np.float32)
+    outputs = {}
+    for count in (1, 4):
+        threads(count)
+        for rows in (1, 2, 3, 6, 9):
+            stream = layer.stream(rows)
+            outputs[count, rows] = np.stack([stream.step(np.ascontiguousarray(step[:rows])) for step in x])
+    for (count, rows), y in outputs.items():
+        assert (y[:, :6] == outputs[4, 6][:, :rows]).all(), (count, rows)
+    whole, _ = layer(x.transpose(1, 0, 2))
+    wanted = whole.transpose(1, 0, 2).astype(np.float64)
+    assert_close(outputs[1, 9], wanted, "output", terms=2178, steps=3, dtype="float32")
+
+
+@pytest.mark.parametrize("hidden", [33, 36, 37, 46])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_seven_and_eight_rows_in_one_tile(kind, dtype, hidden, isa, rng):
+    """Where 7 or 8 rows are 20 to 36 KiB of inputs (simd/dot.h); every number of columns is left for the last tiles."""
+    bytes_each = np.dtype(dtype).itemsize
+    for width in (3200 // bytes_each - hidden, 4200 // bytes_each - hidden):
+        layer = make(kind, sizes=(width, hidden), num_layers=1, dtype=dtype)
+        x = rng.normal(size=(3, 8, width)).astype(dtype)
+        streams = {rows: layer.stream(rows) for rows in (1, 6, 7, 8)}
+        for t, step in enumerate(x):
+            y = {rows: stream.step(np.ascontiguousarray(step[:rows])) for rows, stream in streams.items()}
+            assert all((y[rows] == y[8][:rows]).all() for rows in y), (width, t)
+        whole, _ = layer(x.transpose(1, 0, 2))
+        assert_close(y[8], whole[:, -1].astype(np.float64), "output", terms=width + hidden, steps=3, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width"), [(16, 1024), (30, 1024), (14, 1024), (16, 1037), (16, 2048), (10, 2100), (21, 1600)]
+)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_turned_rows_of_wide_layers(kind, rows, width, isa, rng):
+    """Rows of W whole pages apart, slabs of turned rows, empty lanes; in a single slab the bits of packed weights."""
+    layer = make(kind, sizes=(width, 45), num_layers=1, dtype=np.float32)
+    x = rng.normal(size=(2, 80, width)).astype(np.float32)
+    few, alone, many = layer.stream(rows), layer.stream(1), layer.stream(80)
+    for t, step in enumerate(x):
+        y, packed = few.step(np.ascontiguousarray(step[:rows])), many.step(step)
+        one = alone.step(np.ascontiguousarray(step[3:4])).astype(np.float64)
+        assert_close(y[3:4], one, "output", terms=width + 45, steps=t + 1, dtype="float32")
+        assert_close(y, packed[:rows].astype(np.float64), "output", terms=width + 45, steps=t + 1, dtype="float32")
+        if isa == "avx512" and width <= 1024:
+            assert (y == packed[:rows]).all()
