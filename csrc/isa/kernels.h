@@ -9,6 +9,7 @@ extern const crnn_kernels THIS_KERNELS;
 #include "../simd/math.h"
 #include "../simd/gemm.h"
 #include "../simd/dot.h"
+#include "../simd/columns.h"
 #include "../simd/pack.h"
 #include "../simd/turned.h"
 #include "../simd/finite.h"

@@ -2,7 +2,6 @@
  * order, whichever tile it falls in. */
 
 #define DOT_ROWS (CRNN_VREGS >= 32 ? 6 : 2)
-#define TALL_ROWS 8 /* of a tile three columns wide */
 
 /* One matrix and the rows it multiplies. */
 typedef struct {
@@ -97,16 +96,24 @@ INLINE void add_sums(T *o, const T *sums, size_t count, int accumulate)
     UNROLL(3) for (size_t j = 0; j < count; j++) o[j] = (accumulate ? o[j] : 0) + sums[j];
 }
 
-INLINE void dot_body(const int mr, const int wide, const int asks, const int paired, DOT_ARGUMENTS)
+/* Part of a sum: what begins and what ends in this call. In between its lanes lie in `kept`. */
+enum { BEGINS = 1, ENDS = 2, ALL = BEGINS | ENDS };
+
+INLINE void dot_body(const int mr, const int wide, const int asks, const int paired, int part, V *kept, DOT_ARGUMENTS)
 {
     V acc[8 * 4];
     const int sums_of = summed(mr * wide);
     UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
+    if (!(part & BEGINS)) UNROLL(24) for (int i = 0; i < mr * wide; i++) acc[i] = kept[i];
     if (paired) {
         dot_pairs(mr, acc, one, two, columns, next);
     } else {
         dot_tile(mr, wide, asks, acc, one, columns, next);
         if (two) dot_tile(mr, wide, asks, acc, two, columns, next);
+    }
+    if (!(part & ENDS)) {
+        UNROLL(24) for (int i = 0; i < mr * wide; i++) kept[i] = acc[i];
+        return;
     }
     T sums[8 * 4 + LANE_COUNT];
     all_lane_sums(sums, acc, sums_of);
@@ -130,7 +137,7 @@ INLINE void dot_body(const int mr, const int wide, const int asks, const int pai
 enum { PLAIN, ASKING, IN_PAIRS, READINGS };
 
 #define DOT(name, mr, asks, paired) \
-    NOINLINE void name##_##mr(DOT_ARGUMENTS) { dot_body(mr, 4, asks, paired, one, two, columns, out, ldo, accumulate, next); }
+    NOINLINE void name##_##mr(DOT_ARGUMENTS) { dot_body(mr, 4, asks, paired, ALL, NULL, one, two, columns, out, ldo, accumulate, next); }
 DOT(plain, 1, 0, 0) DOT(plain, 2, 0, 0) DOT(pairs, 1, 1, 1) DOT(pairs, 2, 1, 1)
 #if CRNN_VREGS >= 32
 DOT(plain, 3, 0, 0) DOT(plain, 4, 0, 0) DOT(plain, 5, 0, 0) DOT(plain, 6, 0, 0) DOT(pairs, 3, 1, 1)
@@ -181,67 +188,6 @@ INLINE void last_vector(T *out, const T *x, size_t K)
     memset(out, 0, VW * sizeof(T));
     if (whole) memcpy(out + VW - rest, x + whole, rest * sizeof(T));
     else memcpy(out, x, rest * sizeof(T));
-}
-
-#if CRNN_VREGS >= 32
-/* Seven or eight rows as one tile, three columns wide and for the last ones two, where the first level holds those rows but not,
- * beside them, the weights that a second tile would want again. Steps of 7 and 8 sequences, one thread and two: LSTMs of 660 to 760
- * inputs in all 1.02 to 1.10 times as fast, of 1024 and 1046 1.08 to 1.15, RNNs of 740 to 1024 1.04 to 1.17; at both ends (310 to 600
- * inputs, 1140) nothing is gained, and of 1240 0.92 to 0.97 (Zen 5). */
-#define TALL_LEAST ((size_t)20 << 10)
-#define TALL_MOST ((size_t)36 << 10)
-INLINE int tall_pays(size_t rows, size_t inputs)
-{
-    const size_t bytes = rows * inputs * sizeof(T);
-    return rows > DOT_ROWS && rows <= TALL_ROWS && bytes >= TALL_LEAST && bytes <= TALL_MOST;
-}
-
-#define TALL(mr, wide) \
-    NOINLINE void tall_##mr##x##wide(DOT_ARGUMENTS) { dot_body(mr, wide, 1, 0, one, two, columns, out, ldo, accumulate, next); }
-TALL(7, 2) TALL(7, 3) TALL(8, 2) TALL(8, 3)
-/* [rows][columns] */
-static const dot_function tall_dots[TALL_ROWS + 1][4] = {[7] = {[2] = tall_7x2, tall_7x3}, [8] = {[2] = tall_8x2, tall_8x3}};
-
-static void dot_tall(const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo, ptrdiff_t then)
-{
-    dot_source a = *one, b = two ? *two : *one;
-    for (size_t j = 0, wide; j < valid; j += wide) {
-        wide = valid - j == 4 || valid - j == 2 ? 2 : 3;
-        const size_t columns = valid - j < wide ? valid - j : wide;
-        tall_dots[rows][wide](&a, two ? &b : NULL, columns, out + j, ldo, 1, j + wide < valid ? (ptrdiff_t)wide : then - (ptrdiff_t)j);
-        a.W += wide * a.ldw, a.room -= columns * a.ldw;
-        b.W += wide * b.ldw, b.room -= columns * b.ldw;
-    }
-}
-#endif
-
-/* `valid` units of one gate for several rows: both sources at once, or null. `reading`: of the last tile, which has no fewer
- * rows than another; it asks for the next four rows of weights, and after the last four for those `then` rows from the first. */
-static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo, int reading,
-                        ptrdiff_t then)
-{
-    const dot_source *one = h.v ? &h : &x, *two = h.v && x.v ? &x : NULL;
-    const T *h0 = h.v, *x0 = x.v, *h_last = h.last, *x_last = x.last;
-    const size_t tiles = rows <= DOT_ROWS ? 1 : (rows + DOT_ROWS - 1) / DOT_ROWS;
-    const size_t height = tiles == 1 ? rows : rows / tiles, higher = tiles == 1 ? 0 : rows % tiles;
-#if CRNN_VREGS >= 32
-    if (tall_pays(rows, (h.v ? h.K : 0) + (x.v ? x.K : 0))) {
-        dot_tall(one, two, rows, valid, out, ldo, then);
-        return;
-    }
-#endif
-    for (size_t j = 0; one->v && j < valid; j += 4) {
-        size_t columns = valid - j < 4 ? valid - j : 4;
-        ptrdiff_t next = j + 4 < valid ? 4 : then - (ptrdiff_t)j;
-        for (size_t left = tiles, i = 0, mr; left; left--, i += mr) {
-            mr = height + (left <= higher);
-            if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
-            if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
-            dots[left > 1 ? PLAIN : reading][mr](one, two, columns, out + i * ldo + j, ldo, 1, next);
-        }
-        h.W += 4 * h.ldw, h.room -= columns * h.ldw;
-        x.W += 4 * x.ldw, x.room -= columns * x.ldw;
-    }
 }
 
 /* A row of v of up to HELD vectors stays in registers while W's rows, a whole vector of units, pass by. Steps of one sequence with

@@ -1,0 +1,104 @@
+/* Units of one gate for a few rows: dot.h's tiles, put together. */
+
+#if CRNN_VREGS >= 32
+/* Long rows, of which four to six outgrow the first level together, and eight before that: they would want again the weights that a
+ * first tile has read. Seven and eight are one tile, three columns wide and for the last ones two; and beyond what the first level
+ * holds beside the weights that pass by, all columns of a vector of units take one slab of the rows, then the next, while the lanes of
+ * their sums wait: the same order of sums. Steps on one thread and two: 7 and 8 sequences, LSTMs of 660 to 760 inputs in all 1.02 to
+ * 1.10 times as fast, of 1024 and 1046 1.08 to 1.15; in slabs, RNNs of 1200 to 2500 inputs 1.18 to 1.38, LSTMs of 1240 to 2048 1.02
+ * to 1.31 (of 2048 units, 67 MB, 0.98 to 1.04); 4 to 6 sequences, 1400 to 2500 inputs 1.07 to 1.26 (Zen 5). At 600 inputs nothing is
+ * gained, and more than eight rows would lose by it up to 1200 (0.89 to 1.06). */
+enum { LONG_ROWS = 4, TALL_ROWS = 8 };
+#define LONG_BYTES ((size_t)26 << 10)
+#define TALL_BYTES ((size_t)20 << 10)
+#define TALL_SLABS ((size_t)36 << 10)
+#define SLAB_BYTES ((size_t)24 << 10)
+INLINE int in_slabs(size_t rows, size_t inputs)
+{
+    return rows >= LONG_ROWS && rows <= TALL_ROWS && rows * inputs * sizeof(T) > (rows <= DOT_ROWS ? LONG_BYTES : TALL_SLABS);
+}
+INLINE int in_one_tile(size_t rows, size_t inputs)
+{
+    return rows > DOT_ROWS && rows <= TALL_ROWS && rows * inputs * sizeof(T) > TALL_BYTES;
+}
+
+typedef void (*part_function)(int part, V *kept, DOT_ARGUMENTS);
+#define DOT_PART(mr, wide)                                                                          \
+    NOINLINE void part_##mr##x##wide(int part, V *kept, DOT_ARGUMENTS)                              \
+    {                                                                                               \
+        dot_body(mr, wide, 1, 0, part, kept, one, two, columns, out, ldo, accumulate, next);        \
+    }
+DOT_PART(4, 4) DOT_PART(5, 4) DOT_PART(6, 4) DOT_PART(7, 2) DOT_PART(7, 3) DOT_PART(8, 2) DOT_PART(8, 3)
+/* [rows][columns] */
+static const part_function dot_parts[TALL_ROWS + 1][5] = {[4] = {[4] = part_4x4}, [5] = {[4] = part_5x4}, [6] = {[4] = part_6x4},
+                                                          [7] = {[2] = part_7x2, part_7x3}, [8] = {[2] = part_8x2, part_8x3}};
+
+static void dot_part(int part, V *kept, const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo,
+                     ptrdiff_t then)
+{
+    dot_source a = *one, b = two ? *two : *one;
+    for (size_t j = 0, wide; j < valid; j += wide) {
+        wide = rows <= DOT_ROWS ? 4 : valid - j == 4 || valid - j == 2 ? 2 : 3;
+        const size_t columns = valid - j < wide ? valid - j : wide;
+        const ptrdiff_t next = j + wide < valid ? (ptrdiff_t)wide : then - (ptrdiff_t)j;
+        dot_parts[rows][wide](part, kept ? kept + TALL_ROWS * j : NULL, &a, two ? &b : NULL, columns, out + j, ldo, 1, next);
+        a.W += wide * a.ldw, a.room -= columns * a.ldw;
+        b.W += wide * b.ldw, b.room -= columns * b.ldw;
+    }
+}
+
+static void dot_slabs(const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo, ptrdiff_t then)
+{
+    V kept[TALL_ROWS * (VW + 2)]; /* the last tile may be two columns too wide */
+    const size_t most = SLAB_BYTES / sizeof(T) / rows;
+    const dot_source *joins = two && two->K <= most / 4 ? two : NULL; /* the last slab */
+    const dot_source *sources[] = {one, joins ? NULL : two};
+    int part = BEGINS;
+    for (int i = 0; i < 2 && sources[i]; i++)
+        for (size_t k = 0, n, K = sources[i]->K; k < K; k += n) {
+            n = round_up(next_rows(K - k, most), VW);
+            if (n > K - k) n = K - k;
+            dot_source slab = *sources[i];
+            slab.W += k, slab.room -= k, slab.v += k, slab.K = n;
+            const int ends = k + n == K && (i == 1 || !sources[1]);
+            dot_part(part | (ends ? ENDS : 0), kept, &slab, ends ? joins : NULL, rows, valid, out, ldo, then);
+            part = 0;
+        }
+}
+
+/* Whether it is done. */
+INLINE int dot_long(const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo, ptrdiff_t then)
+{
+    const size_t inputs = (one->v ? one->K : 0) + (two ? two->K : 0);
+    if (in_slabs(rows, inputs)) dot_slabs(one, two, rows, valid, out, ldo, then);
+    else if (in_one_tile(rows, inputs)) dot_part(ALL, NULL, one, two, rows, valid, out, ldo, then);
+    else return 0;
+    return 1;
+}
+#else
+#define dot_long(one, two, rows, valid, out, ldo, then) 0
+#endif
+
+/* `valid` units of one gate for several rows: both sources at once, or null. `reading`: of the last tile, which has no fewer
+ * rows than another; it asks for the next four rows of weights, and after the last four for those `then` rows from the first. */
+static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo, int reading,
+                        ptrdiff_t then)
+{
+    const dot_source *one = h.v ? &h : &x, *two = h.v && x.v ? &x : NULL;
+    if (dot_long(one, two, rows, valid, out, ldo, then)) return;
+    const T *h0 = h.v, *x0 = x.v, *h_last = h.last, *x_last = x.last;
+    const size_t tiles = rows <= DOT_ROWS ? 1 : (rows + DOT_ROWS - 1) / DOT_ROWS;
+    const size_t height = tiles == 1 ? rows : rows / tiles, higher = tiles == 1 ? 0 : rows % tiles;
+    for (size_t j = 0; one->v && j < valid; j += 4) {
+        size_t columns = valid - j < 4 ? valid - j : 4;
+        ptrdiff_t next = j + 4 < valid ? 4 : then - (ptrdiff_t)j;
+        for (size_t left = tiles, i = 0, mr; left; left--, i += mr) {
+            mr = height + (left <= higher);
+            if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
+            if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
+            dots[left > 1 ? PLAIN : reading][mr](one, two, columns, out + i * ldo + j, ldo, 1, next);
+        }
+        h.W += 4 * h.ldw, h.room -= columns * h.ldw;
+        x.W += 4 * x.ldw, x.room -= columns * x.ldw;
+    }
+}
