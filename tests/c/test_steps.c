@@ -16,6 +16,7 @@ static const net_shape SHAPES[] = {
     {CRNN_LSTM, 0, 0, 0, 0, 65, 64, 1},     {CRNN_GRU, 0, 0, 0, 1, 15, 18, 2},      {CRNN_GRU, 1, 0, 0, 1, 33, 32, 1},
     {CRNN_GRU, 1, 1, 1, 1, 7, 19, 2},       {CRNN_GRU, 0, 1, 0, 0, 64, 129, 1},     {CRNN_LSTM, 0, 0, 0, 1, 200, 130, 1},
     {CRNN_GRU, 0, 0, 0, 1, 150, 150, 1},    {CRNN_RNN_TANH, 0, 0, 0, 1, 260, 260, 1},
+    {CRNN_GRU, 1, 0, 0, 1, 700, 35, 1},     {CRNN_RNN_RELU, 0, 0, 0, 1, 1501, 38, 1}, /* long rows (simd/columns.h) */
 };
 enum { SHAPE_COUNT = sizeof SHAPES / sizeof *SHAPES, STEPS = 3 };
 
