@@ -64,13 +64,14 @@ def test_steps_equal_layer_step_to_the_bit(kind, rng):
 @pytest.mark.parametrize("hidden", [5, 32, 49, 64, 125, 129, 150])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_row_does_not_depend_on_its_neighbours(kind, hidden, dtype, rng):
-    """To the bit, for every number of rows that steps by dot products: 8, or more of wide layers.
+    """To the bit, for every number of rows that steps by whole dot products: 8, or more of wide layers.
 
-    Rows that fill a vector's lanes are summed up in another order, which is the same for them all."""
+    Rows that fill a vector's lanes are summed up in another order, which is the same for them all, and so are more than
+    8 rows whose inputs are too long to be taken at once (test_wide_steps.py)."""
     layer = make(kind, sizes=(hidden + 3, hidden), dtype=dtype)
     x = rng.normal(size=(4, 18, hidden + 3)).astype(dtype)
     streams = {n: layer.stream(n) for n in (1, 2, 3, 5, 8)}
-    if hidden == 150:
+    if hidden == 150 and dtype == "float32":
         streams[18] = layer.stream(18)
     for step in x:
         outputs = {n: stream.step(np.ascontiguousarray(step[:n])) for n, stream in streams.items()}

@@ -1,6 +1,6 @@
 /* A few rows only (a streaming step; few_rows says how many): the weights are read once, as they lie, by dot products along their
  * rows. Every sum runs over the lanes in the same order, whichever tile it falls in: a row's results do not depend on the other
- * rows, but for whether there are so many of them that they fill the lanes (simd/turned.h). */
+ * rows, but for whether there are so many of them that they fill the lanes (simd/turned.h) or go slab by slab (simd/columns.h). */
 
 /* The rows that enter a step: x and h, where they are there. */
 typedef struct {
@@ -91,10 +91,16 @@ static int reads_across(const run_state *s, const layer_run *run, const step_inp
     return (in->h && lies_across(run->whh, s->H)) || (in->x && lies_across(run->wih, K));
 }
 
-/* One input of up to VW rows, turned, `slab` at a time; `slots`: of the gates that it enters. */
-static void turned_input(const run_state *s, const cell_product *product, const int *slots, const T *W, size_t K, const T *v,
-                         size_t ldv, size_t rows, T *gates, size_t u0, size_t u1, int backwards)
+/* One input for some of `all` rows, whose number decides on the order of sums; `slots`: of the gates that it enters. */
+#define INPUT_ARGUMENTS                                                                                                            \
+    const run_state *s, const cell_product *product, const int *slots, const T *W, size_t K, const T *v, size_t ldv, size_t rows, \
+        size_t all, T *gates, size_t u0, size_t u1, int backwards
+typedef void (*input_function)(INPUT_ARGUMENTS);
+
+/* Up to VW rows, turned a slab at a time. */
+static void turned_input(INPUT_ARGUMENTS)
 {
+    (void)all;
     _Alignas(64) T turned[TURNED_BYTES / sizeof(T)];
     for (size_t k = 0, slab; k < K; k += slab) {
         slab = next_rows(K - k, TURNED_BYTES / sizeof(T) / VW);
@@ -110,14 +116,39 @@ static void turned_input(const run_state *s, const cell_product *product, const 
     }
 }
 
-static void turned_product(const run_state *s, const layer_run *run, const cell_product *product, T *gates,
-                           const step_input *in, size_t u0, size_t u1, int backwards)
+/* Up to SMALL_ROWS rows by dot products, a slab at a time. */
+static void slab_input(INPUT_ARGUMENTS)
+{
+    T last[SMALL_ROWS * VW];
+    for (size_t i = 0; i < rows; i++) last_vector(last + i * VW, v + i * ldv, K);
+    const size_t group = next_rows(all, GROUP_ROWS), height = (size_t)s->shape.gates * s->H;
+    for (size_t k = 0, slab; k < K; k += slab) {
+        slab = next_slab(K - k, group);
+        for (size_t n = u0; n < u1; n++) {
+            const size_t u = backwards ? u1 - 1 - (n - u0) : n, valid = s->H - u * VW < VW ? s->H - u * VW : VW;
+            for (int p = 0; p < product->gates; p++) {
+                const int q = backwards ? product->gates - 1 - p : p;
+                const size_t row = (size_t)product->gate[q] * s->H + u * VW;
+                T *out = gates + (size_t)slots[q] * s->Hp + u * VW;
+                for (size_t i = 0, m; i < rows; i += m) {
+                    m = next_rows(rows - i, GROUP_ROWS);
+                    const size_t room = (height - row) * K - k;
+                    dot_source part = {W + row * K + k, K, slab, room, v + i * ldv + k, ldv, last + i * VW, 0}, none = {0};
+                    dot_columns(part, none, m, valid, out + i * s->ldg, s->ldg, ASKING, rows_to_next(s, product, p, backwards));
+                }
+            }
+        }
+    }
+}
+
+static void each_input(input_function one, size_t most, const run_state *s, const layer_run *run, const cell_product *product, T *gates,
+                       const step_input *in, size_t u0, size_t u1, int backwards)
 {
     for (size_t i = 0, n; i < in->rows; i += n, gates += n * s->ldg) {
         const T *x = in->x ? in->x + i * in->ldx : NULL, *h = in->h ? in->h + i * in->ldh : NULL;
-        n = in->rows - i < VW ? in->rows - i : VW;
-        if (x) turned_input(s, product, product->gate, run->wih, run->input, x, in->ldx, n, gates, u0, u1, backwards);
-        if (h) turned_input(s, product, product->slot, run->whh, s->H, h, in->ldh, n, gates, u0, u1, backwards);
+        n = in->rows - i < most ? in->rows - i : most;
+        if (x) one(s, product, product->gate, run->wih, run->input, x, in->ldx, n, in->all, gates, u0, u1, backwards);
+        if (h) one(s, product, product->slot, run->whh, s->H, h, in->ldh, n, in->all, gates, u0, u1, backwards);
     }
 }
 
@@ -125,8 +156,8 @@ NOINLINE void small_product(const run_state *s, const layer_run *run, const cell
                             const step_input *in, size_t u0, size_t u1, int backwards)
 {
     const size_t K = in->x ? run->input : 0;
-    if (turning_pays(in->all, K + s->H))
-        turned_product(s, run, product, gates, in, u0, u1, backwards);
+    if (turning_pays(in->all, K + s->H)) each_input(turned_input, VW, s, run, product, gates, in, u0, u1, backwards);
+    else if (apart_pays(in->all, K + s->H)) each_input(slab_input, SMALL_ROWS, s, run, product, gates, in, u0, u1, backwards);
     else if (reads_across(s, run, in)) product_across(s, run, product, gates, in, u0, u1, backwards);
     else product_body(0, s, run, product, gates, in, u0, u1, backwards);
 }
