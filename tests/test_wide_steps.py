@@ -82,11 +82,24 @@ def test_turned_rows_of_wide_layers(kind, rows, width, isa, rng):
             assert (y == packed[:rows]).all()
 
 
-@pytest.mark.parametrize(("rows", "width"), [(9, 900), (12, 680), (14, 800), (17, 500), (23, 360), (24, 900)])
+@pytest.mark.parametrize(
+    ("rows", "width", "hidden"),
+    [
+        (9, 900, 70),
+        (12, 680, 70),
+        (14, 800, 70),
+        (17, 500, 70),
+        (23, 360, 70),
+        (24, 900, 70),
+        (17, 2100, 15),
+        (24, 870, 15),
+    ],
+)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_more_rows_in_slabs(kind, rows, width, isa, threads, rng):
-    """Input by input, slab by slab (simd/columns.h): one order of sums for all rows and any number of threads."""
-    layer = make(kind, sizes=(width, 70), num_layers=1, dtype=np.float32)
+def test_more_rows_in_slabs(kind, rows, width, hidden, isa, threads, rng):
+    """Input by input, slab by slab (simd/columns.h): one order of sums for all rows and any number of threads, of which
+    a single vector of units leaves each some of the rows."""
+    layer = make(kind, sizes=(width, hidden), num_layers=1, dtype=np.float32)
     x = rng.normal(size=(2, rows, width)).astype(np.float32)
     outputs = []
     for count, handover in ((1, 1e-7), (2, 1e-7), (2, 4e-7), (3, 1e-7)):
@@ -99,4 +112,4 @@ def test_more_rows_in_slabs(kind, rows, width, isa, threads, rng):
         y = reversed_rows.step(np.ascontiguousarray(step[::-1]))[::-1]
         assert all((other[t] == y).all() for other in outputs), t
         one = alone.step(np.ascontiguousarray(step[5:6])).astype(np.float64)
-        assert_close(y[5:6], one, "output", terms=width + 70, steps=t + 1, dtype="float32")
+        assert_close(y[5:6], one, "output", terms=width + hidden, steps=t + 1, dtype="float32")
