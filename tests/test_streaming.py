@@ -71,7 +71,7 @@ def test_a_row_does_not_depend_on_its_neighbours(kind, hidden, dtype, rng):
     layer = make(kind, sizes=(hidden + 3, hidden), dtype=dtype)
     x = rng.normal(size=(4, 18, hidden + 3)).astype(dtype)
     streams = {n: layer.stream(n) for n in (1, 2, 3, 5, 8)}
-    if hidden == 150 and dtype == "float32":
+    if hidden == 150 and (dtype == "float32" or _kernels.isa() != "avx512"):
         streams[18] = layer.stream(18)
     for step in x:
         outputs = {n: stream.step(np.ascontiguousarray(step[:n])) for n, stream in streams.items()}

@@ -37,7 +37,7 @@ def test_weights_beyond_the_caches(kind, isa, threads, rng):
             stream = layer.stream(rows)
             outputs[count, rows] = np.stack([stream.step(np.ascontiguousarray(step[:rows])) for step in x])
     for (count, rows), y in outputs.items():
-        if rows <= 8:
+        if rows <= 8 or isa != "avx512":
             assert (y[:, :6] == outputs[4, 6][:, :rows]).all(), (count, rows)
         assert (y == outputs[1, rows]).all(), (count, rows)
     whole, _ = layer(x.transpose(1, 0, 2))
@@ -95,12 +95,13 @@ def test_turned_rows_of_wide_layers(kind, rows, width, isa, rng):
         (24, 870, 15),
     ],
 )
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_more_rows_in_slabs(kind, rows, width, hidden, isa, threads, rng):
+def test_more_rows_in_slabs(kind, dtype, rows, width, hidden, isa, threads, rng):
     """Input by input, slab by slab (simd/columns.h): one order of sums for all rows and any number of threads, of which
     a single vector of units leaves each some of the rows."""
-    layer = make(kind, sizes=(width, hidden), num_layers=1, dtype=np.float32)
-    x = rng.normal(size=(2, rows, width)).astype(np.float32)
+    layer = make(kind, sizes=(width, hidden), num_layers=1, dtype=dtype)
+    x = rng.normal(size=(2, rows, width)).astype(dtype)
     outputs = []
     for count, handover in ((1, 1e-7), (2, 1e-7), (2, 4e-7), (3, 1e-7)):
         threads(count)
@@ -112,4 +113,4 @@ def test_more_rows_in_slabs(kind, rows, width, hidden, isa, threads, rng):
         y = reversed_rows.step(np.ascontiguousarray(step[::-1]))[::-1]
         assert all((other[t] == y).all() for other in outputs), t
         one = alone.step(np.ascontiguousarray(step[5:6])).astype(np.float64)
-        assert_close(y[5:6], one, "output", terms=width + hidden, steps=t + 1, dtype="float32")
+        assert_close(y[5:6], one, "output", terms=width + hidden, steps=t + 1, dtype=dtype)
