@@ -65,14 +65,15 @@ def test_long_rows(kind, dtype, hidden, isa, rng):
 
 
 @pytest.mark.parametrize(
-    ("rows", "width"), [(16, 1024), (30, 1024), (14, 1024), (16, 1037), (16, 2048), (10, 2100), (21, 1600)]
+    ("rows", "width"),
+    [(16, 1024), (30, 1024), (14, 1024), (16, 1037), (16, 2048), (10, 2100), (21, 1600), (41, 2048), (190, 1024)],
 )
 @pytest.mark.parametrize("kind", LAYERS)
 def test_turned_rows_of_wide_layers(kind, rows, width, isa, rng):
     """Rows of W whole pages apart, slabs of turned rows, empty lanes; in a single slab the bits of packed weights."""
     layer = make(kind, sizes=(width, 45), num_layers=1, dtype=np.float32)
-    x = rng.normal(size=(2, 80, width)).astype(np.float32)
-    few, alone, many = layer.stream(rows), layer.stream(1), layer.stream(80)
+    x = rng.normal(size=(2, 193, width)).astype(np.float32)
+    few, alone, many = layer.stream(rows), layer.stream(1), layer.stream(193)
     for t, step in enumerate(x):
         y, packed = few.step(np.ascontiguousarray(step[:rows])), many.step(step)
         one = alone.step(np.ascontiguousarray(step[3:4])).astype(np.float64)
@@ -80,6 +81,54 @@ def test_turned_rows_of_wide_layers(kind, rows, width, isa, rng):
         assert_close(y, packed[:rows].astype(np.float64), "output", terms=width + 45, steps=t + 1, dtype="float32")
         if isa == "avx512" and width <= 1024:
             assert (y == packed[:rows]).all()
+
+
+@pytest.mark.parametrize("hidden", [33, 39, 45, 58])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_any_number_of_turned_rows(kind, dtype, hidden, isa, rng):
+    """Whole vectors, halves and quarters of one, one block of rows and several, all numbers of units left for the last
+    tiles: the bits of packed weights, which 70 rows have (and these without AVX-512, mostly)."""
+    layer = make(kind, sizes=(190 - hidden, hidden), num_layers=1, dtype=dtype)
+    x = rng.normal(size=(70, 190 - hidden)).astype(dtype)
+    packed = layer.stream(70).step(x)
+    for rows in range(13, 64):
+        assert (layer.stream(rows).step(x[:rows]) == packed[:rows]).all(), rows
+
+
+@pytest.mark.parametrize("rows", [20, 33, 60])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_turned_rows_by_any_number_of_threads(kind, rows, isa, threads, rng):
+    """Units shared by threads, or rows, where there are no units to share: one layer after another, forth and back."""
+    for hidden in (9, 150):
+        layer = make(kind, sizes=(190, hidden), num_layers=2, dtype=np.float32)
+        x = rng.normal(size=(3, rows, 190)).astype(np.float32)
+        outputs = []
+        for count in (1, 2, 3, 4):
+            threads(count)
+            _kernels.assume_handover(1e-7)
+            stream = layer.stream(rows)
+            outputs.append(np.stack([stream.step(step) for step in x]))
+        assert all((y == outputs[0]).all() for y in outputs), hidden
+        whole, _ = layer(x.transpose(1, 0, 2))
+        wanted = whole.transpose(1, 0, 2).astype(np.float64)
+        assert_close(outputs[0], wanted, "output", terms=190 + hidden, steps=3, dtype="float32")
+
+
+def test_turned_rows_of_weights_in_memory(isa, threads, rng):
+    """27 MB, asked for by tiles of eight; in 2600 numbers of a row there are three slabs."""
+    layer = make("rnn", sizes=(7, 2600), num_layers=1, dtype=np.float32)
+    x = rng.normal(size=(3, 40, 7)).astype(np.float32)
+    whole, _ = layer(x.transpose(1, 0, 2))
+    wanted = whole.transpose(1, 0, 2).astype(np.float64)
+    for rows in (16, 20, 40):
+        outputs = []
+        for count in (1, 2):
+            threads(count)
+            stream = layer.stream(rows)
+            outputs.append(np.stack([stream.step(np.ascontiguousarray(step[:rows])) for step in x]))
+        assert (outputs[0] == outputs[1]).all(), rows
+        assert_close(outputs[0], wanted[:, :rows], "output", terms=2607, steps=3, dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +142,11 @@ def test_turned_rows_of_wide_layers(kind, rows, width, isa, rng):
         (24, 900, 70),
         (17, 2100, 15),
         (24, 870, 15),
+        (18, 420, 70),
+        (10, 700, 70),
+        (37, 700, 15),
+        (60, 1100, 15),
+        (97, 400, 40),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -278,6 +278,7 @@ static void after_fork(void)
 /* Called by the owner of the pool, so no job is announced meanwhile: a new worker starts from the present ticket. Whatever number
  * was asked for, nobody gets a team of more than CRNN_MAX_THREADS: all that is kept per rank has room for so many. Signals are for
  * the program's own threads, which may have blocked some. */
+#define WORKER_STACK ((size_t)1 << 20) /* kernels have rooms of up to 200 KiB there; musl would give 128 KiB */
 static int start_workers(int threads)
 {
     if (threads > CRNN_MAX_THREADS) threads = CRNN_MAX_THREADS;
@@ -291,6 +292,8 @@ static int start_workers(int threads)
         pthread_attr_t attributes;
         pthread_attr_init(&attributes);
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        size_t stack = 0;
+        if (!pthread_attr_getstacksize(&attributes, &stack) && stack < WORKER_STACK) pthread_attr_setstacksize(&attributes, WORKER_STACK);
         int rank = pool.workers + 1;
         first_ticket[rank] = atomic_load(&pool.ticket);
         int failed = pthread_create(&thread, &attributes, worker, (void *)(intptr_t)rank);

@@ -165,10 +165,39 @@ static int64_t first_bad(const int64_t *bad, size_t count)
  * +7 %); with two tiles of DOT_ROWS at most, at one for every 10 on both (50 to 64 units: -3 to 12 % and 20 to 55 %). */
 #define SHORT_ROWS 8
 #define SMALL_ROWS 32
+INLINE int few_for_sums(size_t rows, size_t inputs) { return rows <= SMALL_ROWS && rows <= inputs / (rows <= 12 ? 10 : 16); }
+
+/* Whether turned rows (simd/turned.h) are faster than sums and than packing the weights.
+ * In one vector, where nearly all lanes are in use (LSTMs of 160 to 900 units, one thread and two: 16 rows 1.04 to 1.23 and 1.03 to
+ * 1.18 times as fast, 15 rows 1.10 to 1.17 and 1.08, 14 rows 1.03 and 0.99), and with fewer where the rows of sums outgrow the first level
+ * (Zen 5, LSTMs: 1046 inputs in all, 13 and 14 rows 1.09 to 1.16, 12 rows 0.99 to 1.01; 832 inputs, 12 rows 0.90 to 0.93; 1539 inputs, 12
+ * rows 1.24 and 1.45, 9 rows 1.00 and 1.16). Eight sums of eight lanes just cover each other's latency: there only narrow layers gain
+ * (AVX2, 16 rows: 128 units 1.05). Up to 8 rows a row's bits are to be the same for any number of rows, and 8 rows in half a vector would
+ * be faster up to 128 units only (1.00 to 1.14; 256 units 0.89).
+ * More vectors multiply each number of W more than once and come near the peak (Zen 5: tiles alone 94 to 100 % of it with 24 to 48
+ * rows, the weights in the third level, where tiles of one vector reach 87 %). Against sums, up to 32 rows, one thread and two: LSTMs of
+ * 300 to 512 units 20 to 32 rows 1.02 to 1.16, 17 and 18 rows 0.99 to 1.04; of 1000 to 1500 units 1.03 to 1.6; float64 12 to 32 rows 1.05
+ * to 1.4, 9 rows 0.85 to 0.96. Against packed weights: 100 to 512 units, 33 to 64 rows 1.0 to 1.28, of 1000 to 1500 1.3 to 2.2, 192 rows
+ * 1.03 to 1.13 (200 units, 192 rows 0.97 to 1.02; 64 units, 64 and 96 rows 0.93 to 1.00, 32 units 0.8 to 0.9). */
+#define TURNED_ROWS 192
+#define SHORT_INPUTS 120
+#define NARROW_INPUTS 256
+#define WIDE_INPUTS 900
+#define WIDEST_INPUTS 1400
+static int turning_pays(size_t rows, size_t inputs)
+{
+    if (LANE_COUNT < 8 || rows <= SHORT_ROWS) return 0;
+    if (rows > VW && TURNED_VECTORS > 1 && inputs >= SHORT_INPUTS) {
+        if (few_for_sums(rows, inputs)) return rows > (LANE_COUNT == 16 ? 18 : 10) || (inputs >= WIDE_INPUTS && rows > SHORT_ROWS + 1);
+        return rows <= inputs / 3;
+    }
+    const size_t sixteenths = inputs < WIDE_INPUTS ? 15 : inputs < WIDEST_INPUTS ? 13 : 10;
+    return rows <= SMALL_ROWS && 16 * rows >= sixteenths * round_up(rows, VW) && (LANE_COUNT == 16 || inputs <= NARROW_INPUTS);
+}
+
 static int few_rows(size_t rows, size_t steps, size_t inputs)
 {
-    if (rows <= SHORT_ROWS) return 1;
-    return steps == 1 && rows <= SMALL_ROWS && (turning_pays(rows, inputs) || rows <= inputs / (rows <= 12 ? 10 : 16));
+    return rows <= SHORT_ROWS || (steps == 1 && rows <= TURNED_ROWS && (turning_pays(rows, inputs) || few_for_sums(rows, inputs)));
 }
 
 /* A team costs about 2 us to start and a barrier 0.3 us. Enough sequences: each thread takes some for the whole loop.

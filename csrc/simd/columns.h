@@ -84,11 +84,11 @@ INLINE int dot_long(const dot_source *one, const dot_source *two, size_t rows, s
 #define dot_long(one, two, rows, valid, out, ldo, then) 0
 #endif
 
-/* More rows, whose inputs outgrow the first level: input by input, slab by slab, up to GROUP_ROWS rows at a time while their slabs of W
- * are near. Each slab ends its sums, in an order of its own, which is that of the number of rows in all. Steps of LSTMs on one thread
- * and two: 512 units and inputs, 9 and 12 sequences 1.24 to 1.30 times as fast, 18 and 24 1.08 to 1.13; 1000 units, 100 inputs, 9 and
- * 12 sequences 1.06 to 1.09, 24 0.95 to 1.00; 12 sequences of 600 inputs, 29 KB, 0.97 (Zen 5). Groups of six rows, or slabs of 16 KiB
- * for 12, are up to a tenth slower, slabs of 40 KiB the same. */
+/* More rows that are not turned, whose inputs outgrow the first level: input by input, slab by slab, up to GROUP_ROWS rows at a time while
+ * their slabs of W are near. Each slab ends its sums, in an order of its own, which is that of the number of rows in all. Steps of LSTMs on
+ * one thread and two: 512 units and inputs, 9 and 12 sequences 1.24 to 1.30 times as fast, 18 1.08 to 1.13; 1000 units, 100 inputs, 9 and
+ * 12 sequences 1.06 to 1.09; 12 sequences of 600 inputs, 29 KB, 0.97 (Zen 5). Groups of six rows, or slabs of 16 KiB for 12, are up to a
+ * tenth slower, slabs of 40 KiB the same. */
 enum { GROUP_ROWS = 12 };
 #define APART_BYTES ((size_t)32 << 10)
 INLINE int apart_pays(size_t rows, size_t inputs)

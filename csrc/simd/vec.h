@@ -229,6 +229,14 @@ INLINE V halves_in_order(V low, V high) { return (void)low, high; }
 #else
 #define HIGH_HALF(v) LOW_HALF(v)
 #endif
+/* Quarters of a vector: one in memory, four times; the first and the third of two vectors. */
+#if PAIRED
+#define LOAD_QUARTERS(p) ((V)_mm512_broadcast_f32x4(_mm_loadu_ps((const float *)(const void *)(p))))
+#define EVEN_QUARTERS(a, b) ((V)_mm512_shuffle_f64x2((__m512d)(a), (__m512d)(b), 0x88))
+#else /* for the compiler's eyes */
+#define LOAD_QUARTERS(p) load(p)
+#define EVEN_QUARTERS(a, b) ((void)(a), (b))
+#endif
 INLINE VH load_half(const T *p) { return *(const VHU *)(const void *)p; }
 INLINE void store_half(T *p, VH v) { *(VHU *)(void *)p = v; }
 
