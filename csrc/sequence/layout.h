@@ -176,9 +176,10 @@ INLINE int few_for_sums(size_t rows, size_t inputs) { return rows <= SMALL_ROWS 
  * be faster up to 128 units only (1.00 to 1.14; 256 units 0.89).
  * More vectors multiply each number of W more than once and come near the peak (Zen 5: tiles alone 94 to 100 % of it with 24 to 48
  * rows, the weights in the third level, where tiles of one vector reach 87 %). Against sums, up to 32 rows, one thread and two: LSTMs of
- * 300 to 512 units 20 to 32 rows 1.02 to 1.16, 17 and 18 rows 0.99 to 1.04; of 1000 to 1500 units 1.03 to 1.6; float64 12 to 32 rows 1.05
- * to 1.4, 9 rows 0.85 to 0.96. Against packed weights: 100 to 512 units, 33 to 64 rows 1.0 to 1.28, of 1000 to 1500 1.3 to 2.2, 192 rows
- * 1.03 to 1.13 (200 units, 192 rows 0.97 to 1.02; 64 units, 64 and 96 rows 0.93 to 1.00, 32 units 0.8 to 0.9). */
+ * 300 to 512 units 20 to 32 rows 1.06 to 1.17, 17 and 18 rows 0.97 to 1.04; of 1000 and 1500 units 17 to 32 rows 1.03 to 1.53; float64 12
+ * to 32 rows 1.01 to 1.59, 9 rows 0.85 to 0.96. Against packed weights: 128 units, 17 to 32 rows 1.06 to 1.35, of 128 to 512 units 33 to
+ * 64 rows 1.03 to 1.30, 128 and 192 rows 0.96 to 1.11, of 1000 and 1500 1.39 to 2.25 and 1.05 to 1.27; 64 units, 64 and 96 rows 0.93 to
+ * 1.00, 32 units 0.8 to 0.9. */
 #define TURNED_ROWS 192
 #define SHORT_INPUTS 120
 #define NARROW_INPUTS 256
