@@ -179,7 +179,10 @@ INLINE int few_for_sums(size_t rows, size_t inputs) { return rows <= SMALL_ROWS 
  * 300 to 512 units 20 to 32 rows 1.06 to 1.17, 17 and 18 rows 0.97 to 1.04; of 1000 and 1500 units 17 to 32 rows 1.03 to 1.53; float64 12
  * to 32 rows 1.01 to 1.59, 9 rows 0.85 to 0.96. Against packed weights: 128 units, 17 to 32 rows 1.06 to 1.35, of 128 to 512 units 33 to
  * 64 rows 1.03 to 1.30, 128 and 192 rows 0.96 to 1.11, of 1000 and 1500 1.39 to 2.25 and 1.05 to 1.27; 64 units, 64 and 96 rows 0.93 to
- * 1.00, 32 units 0.8 to 0.9. */
+ * 1.00, 32 units 0.8 to 0.9.
+ * With sixteen registers three vectors, which four rows of W multiply at a time, want to be filled (AVX2 on Zen 5, LSTMs of 128 to 1000
+ * units, one thread and two: 21 to 24 rows against sums 1.00 to 1.22, 40 to 96 against packed weights 0.98 to 1.28; in two vectors 28 rows
+ * 0.76 to 0.95, three with 19 and 20 rows 0.84 to 1.08). */
 #define TURNED_ROWS 192
 #define SHORT_INPUTS 120
 #define NARROW_INPUTS 256
@@ -187,11 +190,14 @@ INLINE int few_for_sums(size_t rows, size_t inputs) { return rows <= SMALL_ROWS 
 #define WIDEST_INPUTS 1400
 static int turning_pays(size_t rows, size_t inputs)
 {
-    if (LANE_COUNT < 8 || rows <= SHORT_ROWS) return 0;
-    if (rows > VW && TURNED_VECTORS > 1 && inputs >= SHORT_INPUTS) {
+    if (TURNED_VECTORS == 1 || rows <= SHORT_ROWS) return 0;
+    if (PAIRED && rows > VW && inputs >= SHORT_INPUTS) {
         if (few_for_sums(rows, inputs)) return rows > (LANE_COUNT == 16 ? 18 : 10) || (inputs >= WIDE_INPUTS && rows > SHORT_ROWS + 1);
         return rows <= inputs / 3;
     }
+    const size_t lanes = round_up(rows, TURNED_VECTORS * VW);
+    if (!PAIRED && inputs >= SHORT_INPUTS && rows <= inputs / 5 && (8 * rows >= 7 * lanes || (rows > SMALL_ROWS && 6 * rows >= 5 * lanes)))
+        return 1;
     const size_t sixteenths = inputs < WIDE_INPUTS ? 15 : inputs < WIDEST_INPUTS ? 13 : 10;
     return rows <= SMALL_ROWS && 16 * rows >= sixteenths * round_up(rows, VW) && (LANE_COUNT == 16 || inputs <= NARROW_INPUTS);
 }

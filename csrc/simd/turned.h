@@ -3,9 +3,8 @@
  * what was there, as in gemm.h: the bits of calls whose weights are packed. Beyond TURNED_DEPTH it is one chain for each slab of k. */
 
 #define TURNED_DEPTH 1024
-#define TURNED_VECTORS (PAIRED ? 3 : 1)
-
-#define TURNED_QUARTER (PAIRED ? VW / 4 : VW)
+#define TURNED_VECTORS (PAIRED || LANE_COUNT == 8 ? 3 : 1)
+#define TURNED_QUARTER (PAIRED ? VW / 4 : VW) /* whole vectors alone where a half takes half the time as it is */
 
 /* Of so many rows, how many are turned together: whole vectors, and quarters of one more. */
 INLINE size_t turned_together(size_t rows)
@@ -74,8 +73,8 @@ INLINE void turned_body(const int mr, const int quarters, TURNED_ARGUMENTS)
 
 #define LANES_OF(mr, quarters) \
     NOINLINE void lanes_##mr##x##quarters(TURNED_ARGUMENTS) { turned_body(mr, quarters, K, W, ldw, turned, block, next); }
-#define UPTO_8_UNITS(quarters) \
-    LANES_OF(1, quarters) LANES_OF(2, quarters) LANES_OF(3, quarters) LANES_OF(4, quarters) LANES_OF(8, quarters)
+#define UPTO_4_UNITS(quarters) LANES_OF(1, quarters) LANES_OF(2, quarters) LANES_OF(3, quarters) LANES_OF(4, quarters)
+#define UPTO_8_UNITS(quarters) UPTO_4_UNITS(quarters) LANES_OF(8, quarters)
 #define LANES_NAMES(q) [1] = lanes_1x##q, lanes_2x##q, lanes_3x##q, lanes_4x##q, [8] = lanes_8x##q
 UPTO_8_UNITS(4)
 #if LANE_COUNT == 16
@@ -87,11 +86,15 @@ LANES_OF(12, 4) LANES_OF(16, 4) LANES_OF(12, 5) LANES_OF(16, 5)
 #define LANES_NAMES_5 {LANES_NAMES(5)}
 #endif
 /* [quarters][mr] */
-#if TURNED_VECTORS > 1
+#if PAIRED
 UPTO_8_UNITS(5) UPTO_8_UNITS(6) UPTO_8_UNITS(7) UPTO_8_UNITS(8) UPTO_8_UNITS(9) UPTO_8_UNITS(10) UPTO_8_UNITS(11) UPTO_8_UNITS(12)
 static const turned_function turned_tiles[13][17] = {
     [4] = LANES_NAMES_4, LANES_NAMES_5, {LANES_NAMES(6)}, {LANES_NAMES(7)}, {LANES_NAMES(8)}, {LANES_NAMES(9)}, {LANES_NAMES(10)},
     {LANES_NAMES(11)}, {LANES_NAMES(12)}};
+#elif TURNED_VECTORS > 1
+UPTO_4_UNITS(8) UPTO_4_UNITS(12)
+#define LANES_NAMES_OF_4(q) [1] = lanes_1x##q, lanes_2x##q, lanes_3x##q, lanes_4x##q
+static const turned_function turned_tiles[13][17] = {[4] = LANES_NAMES_4, [8] = {LANES_NAMES_OF_4(8)}, [12] = {LANES_NAMES_OF_4(12)}};
 #else
 static const turned_function turned_tiles[5][17] = {[4] = LANES_NAMES_4};
 #endif
@@ -103,6 +106,7 @@ static const turned_function turned_tiles[5][17] = {[4] = LANES_NAMES_4};
 #define ALIAS_BYTES 4096
 INLINE size_t rows_at_once(size_t quarters, size_t ldw)
 {
+    if (CRNN_VREGS < 32 && quarters > 4) return 4;
     return LANE_COUNT == 16 && quarters <= 5 && ldw * sizeof(T) % ALIAS_BYTES ? 16 : 8;
 }
 
@@ -113,7 +117,8 @@ static void turned_units(size_t K, const T *W, size_t ldw, size_t valid, const T
 {
     _Alignas(64) T block[TURNED_VECTORS * VW * VW];
     const size_t fours = valid / 4 * 4, nv = (rows + VW - 1) / VW;
-    const size_t quarters = nv == 1 ? 4 : (rows + TURNED_QUARTER - 1) / TURNED_QUARTER, at_once = rows_at_once(quarters, ldw);
+    const size_t quarters = nv == 1 || !PAIRED ? 4 * nv : (rows + TURNED_QUARTER - 1) / TURNED_QUARTER;
+    const size_t at_once = rows_at_once(quarters, ldw);
     const turned_function *tile = turned_tiles[quarters];
     for (size_t j = 0, n; j < fours; j += n) {
         n = fours - j < at_once ? fours - j : at_once;
