@@ -162,7 +162,7 @@ NOINLINE void small_product(const run_state *s, const layer_run *run, const cell
                             const step_input *in, size_t u0, size_t u1, int backwards)
 {
     const size_t K = in->x ? run->input : 0, together = turned_together(in->all);
-    if (in->all > SMALL_ROWS || turning_pays(in->all, K + s->H))
+    if (in->all > SMALL_ROWS || turning_pays(in->all, K + s->H)) /* so many are here since it pays for the layer with most inputs */
         each_input(turned_input, together, s, run, product, gates, in, u0, u1, backwards);
     else if (apart_pays(in->all, K + s->H)) each_input(slab_input, SMALL_ROWS, s, run, product, gates, in, u0, u1, backwards);
     else if (reads_across(s, run, in)) product_across(s, run, product, gates, in, u0, u1, backwards);

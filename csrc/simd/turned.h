@@ -75,7 +75,8 @@ INLINE void turned_body(const int mr, const int quarters, TURNED_ARGUMENTS)
     NOINLINE void lanes_##mr##x##quarters(TURNED_ARGUMENTS) { turned_body(mr, quarters, K, W, ldw, turned, block, next); }
 #define UPTO_4_UNITS(quarters) LANES_OF(1, quarters) LANES_OF(2, quarters) LANES_OF(3, quarters) LANES_OF(4, quarters)
 #define UPTO_8_UNITS(quarters) UPTO_4_UNITS(quarters) LANES_OF(8, quarters)
-#define LANES_NAMES(q) [1] = lanes_1x##q, lanes_2x##q, lanes_3x##q, lanes_4x##q, [8] = lanes_8x##q
+#define UPTO_4_NAMES(q) [1] = lanes_1x##q, lanes_2x##q, lanes_3x##q, lanes_4x##q
+#define LANES_NAMES(q) UPTO_4_NAMES(q), [8] = lanes_8x##q
 UPTO_8_UNITS(4)
 #if LANE_COUNT == 16
 LANES_OF(12, 4) LANES_OF(16, 4) LANES_OF(12, 5) LANES_OF(16, 5)
@@ -93,8 +94,7 @@ static const turned_function turned_tiles[13][17] = {
     {LANES_NAMES(11)}, {LANES_NAMES(12)}};
 #elif TURNED_VECTORS > 1
 UPTO_4_UNITS(8) UPTO_4_UNITS(12)
-#define LANES_NAMES_OF_4(q) [1] = lanes_1x##q, lanes_2x##q, lanes_3x##q, lanes_4x##q
-static const turned_function turned_tiles[13][17] = {[4] = LANES_NAMES_4, [8] = {LANES_NAMES_OF_4(8)}, [12] = {LANES_NAMES_OF_4(12)}};
+static const turned_function turned_tiles[13][17] = {[4] = LANES_NAMES_4, [8] = {UPTO_4_NAMES(8)}, [12] = {UPTO_4_NAMES(12)}};
 #else
 static const turned_function turned_tiles[5][17] = {[4] = LANES_NAMES_4};
 #endif
