@@ -440,7 +440,4 @@ def _unique_rows(ids: Ids, rows: Array, before: tuple[Ids, Array] | None) -> tup
     """Sum the rows of equal ids: sorted unique ids, and one row for each. `before` is such a pair, to be added to."""
     if before is not None:
         ids, rows = np.concatenate([before[0], ids]), np.concatenate([before[1], rows])
-    unique, place = np.unique(ids, return_inverse=True)
-    summed = np.zeros((len(unique), rows.shape[1]), rows.dtype)
-    _kernels.add_rows(summed, place, rows, 1.0)
-    return unique, summed
+    return _kernels.sum_by_id(ids, rows)

@@ -100,6 +100,76 @@ def add_rows(dst, ids, rows, double alpha):
     add(dst, ids, rows, alpha, False)
 
 
+cdef int64_t *sort_places(const int64_t *ids, Py_ssize_t n, int64_t most, int64_t *places, int64_t *other) noexcept nogil:
+    """Places 0..n-1 by id (none above `most`), equal ids in order, in one of two arrays: a radix sort, 2048 values a pass."""
+    cdef int64_t[2048] starts
+    cdef Py_ssize_t r
+    cdef int64_t digit, sum, count
+    cdef int shift = 0
+    for r in range(n):
+        places[r] = r
+    while shift < 64 and most >> shift:
+        memset(starts, 0, sizeof(starts))
+        for r in range(n):
+            starts[(ids[r] >> shift) & 2047] += 1
+        sum = 0
+        for digit in range(2048):
+            count = starts[digit]
+            starts[digit] = sum
+            sum += count
+        for r in range(n):
+            digit = (ids[places[r]] >> shift) & 2047
+            other[starts[digit]] = places[r]
+            starts[digit] += 1
+        places, other = other, places
+        shift += 11
+    return places
+
+
+def sum_by_id(ids, rows):
+    """(unique ids, sorted; the sum of the rows of each, in their order)"""
+    cdef int typenum = typenum_of(rows, "rows")
+    cdef Py_ssize_t n = ids.shape[0], r, unique = 0, width
+    cdef const int64_t *at = integers(ids, n, "ids")
+    cdef int64_t most = 0, previous = -1
+    cdef int64_t *order
+    cdef int64_t *to
+    cdef int64_t *row
+    cdef void *target
+    cdef const void *source
+    if rows.ndim != 2 or rows.shape[0] != n:
+        raise complain("rows", rows, "a row for each id")
+    width = rows.shape[1]
+    source = real(rows, typenum, n * width, "rows", False)
+    for r in range(n):
+        if at[r] < 0:
+            raise ValueError(f"ids: id {at[r]} at {r} is negative")
+        most = max(most, at[r])
+    cdef cnp.npy_intp[2] shape = [n, width]
+    places = cnp.PyArray_EMPTY(1, shape, cnp.NPY_INT64, 0)
+    other = cnp.PyArray_EMPTY(1, shape, cnp.NPY_INT64, 0)
+    order = sort_places(at, n, most, <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>places),
+                        <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>other))
+    for r in range(n):
+        unique += r == 0 or at[order[r]] != at[order[r - 1]]
+    shape[0] = unique
+    named = cnp.PyArray_EMPTY(1, shape, cnp.NPY_INT64, 0)
+    summed = cnp.PyArray_ZEROS(2, shape, typenum, 0)
+    to = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>named)
+    target = cnp.PyArray_DATA(<cnp.ndarray>summed)
+    row = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>(other if order == cnp.PyArray_DATA(<cnp.ndarray>places) else places))
+    with nogil:
+        unique = 0
+        for r in range(n):
+            if at[order[r]] != previous:
+                previous = at[order[r]]
+                to[unique] = previous
+                unique += 1
+            row[order[r]] = unique - 1
+        crnn_add_rows(dtype_of(typenum), target, <size_t>width, 1, row, source, <size_t>n, <size_t>width, 1.0)
+    return named, summed
+
+
 def add_columns(dst_t, ids, rows, double alpha):
     """dst_t[:, ids[r]] += alpha * rows[r], in order"""
     add(dst_t, ids, rows, alpha, True)

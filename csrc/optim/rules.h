@@ -51,6 +51,7 @@ static int update_threads(size_t n)
     return threads > 1 && n < UPDATE_SHARED_FAR && crnn_handover(threads) > CRNN_FAR ? 1 : threads;
 }
 
+#define UPDATE_PIECE ((size_t)1 << 14)
 static void update_dense(void *context, int rank, crnn_team *team)
 {
     const update_call *call = context;
@@ -58,8 +59,11 @@ static void update_dense(void *context, int rank, crnn_team *team)
     size_t lo, hi;
     crnn_share(args->n, 64, rank, crnn_team_size(team), &lo, &hi);
     T *s1 = args->s1, *s2 = args->s2;
-    if (hi > lo)
-        call->rule((T *)args->p + lo, s1 ? s1 + lo : NULL, s2 ? s2 + lo : NULL, (const T *)args->g + lo, hi - lo, call->numbers);
+    while (hi > lo) { /* backwards: what the norm for clipping has read last comes first */
+        const size_t n = hi - lo < UPDATE_PIECE ? hi - lo : UPDATE_PIECE, at = hi - n;
+        call->rule((T *)args->p + at, s1 ? s1 + at : NULL, s2 ? s2 + at : NULL, (const T *)args->g + at, n, call->numbers);
+        hi = at;
+    }
 }
 
 static void kernel_update(const crnn_update_args *args)
@@ -96,14 +100,18 @@ static void kernel_update(const crnn_update_args *args)
 /* Sums of pieces of SQUARES_PIECE elements, added in their order: the same bits for any number of threads. */
 #define SQUARES_PIECE 65536
 
+/* The same lanes, hence the same bits, for every instruction set. Eight alone would wait for each other's sums: half as fast. */
+#define SQUARES_LANES ((size_t)32)
 static double squares(const T *a, size_t n)
 {
-    double lanes[8] = {0};
+    double lanes[SQUARES_LANES] = {0};
     size_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (size_t l = 0; l < 8; l++) lanes[l] += (double)a[i + l] * (double)a[i + l];
+    for (; i + SQUARES_LANES <= n; i += SQUARES_LANES)
+        for (size_t l = 0; l < SQUARES_LANES; l++) lanes[l] += (double)a[i + l] * (double)a[i + l];
     for (size_t l = 0; i < n; i++, l++) lanes[l] += (double)a[i] * (double)a[i];
-    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    for (size_t half = SQUARES_LANES / 2; half; half /= 2)
+        for (size_t l = 0; l < half; l++) lanes[l] += lanes[half + l];
+    return lanes[0];
 }
 
 typedef struct {
