@@ -51,7 +51,7 @@ static int update_threads(size_t n)
     return threads > 1 && n < UPDATE_SHARED_FAR && crnn_handover(threads) > CRNN_FAR ? 1 : threads;
 }
 
-#define UPDATE_PIECE ((size_t)1 << 14)
+#define UPDATE_PIECE ((size_t)1 << 14) /* 64 KiB: long enough for the hardware to read ahead */
 static void update_dense(void *context, int rank, crnn_team *team)
 {
     const update_call *call = context;

@@ -75,7 +75,7 @@ static void softmax_dot(const softmax_call *call, T *part, const T *e, const T *
                 fetch_upto(&next, r + tile - r0, r1 - r0);
                 dot_source d = {.W = w + k * ld, .ldw = ld, .K = n, .v = e + r * call->ldl, .ldv = call->ldl,
                                 .falling = falling};
-                dots[PLAIN][tile](&d, NULL, columns, part + r * call->ldh + k, call->ldh, add, 0);
+                dots[PLAIN][tile](&d, NULL, columns, part + r * call->ldh + k, call->ldh, add);
             }
         }
     }

@@ -14,21 +14,22 @@ static size_t bytes_of_weights(const run_state *s, const step_input *in, size_t 
     return (size_t)s->shape.gates * s->H * ((in->x ? input : 0) + (in->h ? s->H : 0)) * sizeof(T);
 }
 
-/* How a step reads its weights (simd/dot.h). The hardware follows a row of weights, but not from the rows of one gate to those of
- * the next: what comes next is asked for, by a whole tile where it lies beyond the second level, and by up to three sequences,
- * which do as many loads as the core can, where it is likely to be in memory: neighbours may leave little of the third level,
- * and one thread gets less of it than two. LSTM steps, one thread and two, against reading as it comes: 4 to 8 sequences, 128 to
- * 700 units, 0.99 to 1.07 and 0.96 to 1.06 times as fast, by the minute up to 1.35 and 1.28; of 900 units (26 MB) 1 row 1.3 to 1.8
- * and 1.0 to 1.6, 3 rows 1.3 to 1.7 and 1.0 to 1.6, while 500 units, which are near, would be 0.83 and 0.79, 3 rows 0.65 and 0.63. */
+/* Whether a step asks for the weights that it reads next (simd/dot.h): the hardware follows a row of weights, but not into the next
+ * ones. A core that asks in the order in which it reads gets 125 to 199 GB/s from a third level that is not its own, where it got 91
+ * to 156 (19 to 26 MB, two threads). One row, near: its weights are read by whole lines (below) or held in registers.
+ * Steps on two threads and one, LSTMs of so many units, against asking in another order, of 4 and more rows, or from 18 MB on only (Zen
+ * 5): 1 row, 900 1.11 to 1.28 and 1.18; 2 rows, 300 1.12 and 1.14, 512 1.07 and 1.05 to 1.12, 900 1.11 to 1.29 and 1.21 to 1.27; 4 rows,
+ * 300 1.18 to 1.30 and 1.27 to 1.29, 512 1.12 and 1.17; 6 rows, 512 1.07 to 1.13 and 1.13 to 1.17. */
 #define NEAR_BYTES ((size_t)384 << 10)
-#define FAR_BYTES ((size_t)18 << 20)
-#define FAR_BYTES_ALONE ((size_t)15 << 20)
-static int reading_of(const run_state *s, const step_input *in, size_t input)
-{
-    const size_t bytes = bytes_of_weights(s, in, input);
-    if (in->rows > PAIRED_ROWS) return bytes > NEAR_BYTES ? ASKING : PLAIN;
-    return bytes > (s->plan.threads > 1 ? FAR_BYTES : FAR_BYTES_ALONE) ? IN_PAIRS : PLAIN;
-}
+#define ACROSS_BYTES ((size_t)8 << 20)
+static int asks_ahead(size_t rows, size_t bytes) { return bytes > (rows > 1 ? NEAR_BYTES : ACROSS_BYTES); }
+
+/* Whether it asks for all of the rows that it goes on with, however much shorter the other matrix's rows are that it reads in between:
+ * where long rows are not far, the hardware does as well alone (LSTMs, 4 rows, 1000 inputs and 200 units 1.14 to 1.15, or else 0.97 to
+ * 1.00; 3 rows, 1000 inputs and 500 units, which had not asked before, 0.93 to 0.95 either way). */
+#define LONG_ROW ((size_t)3400)
+#define FAR_BYTES ((size_t)13 << 20)
+static int asks_alone(size_t K, size_t bytes) { return K * sizeof(T) < LONG_ROW || bytes > FAR_BYTES; }
 
 /* Rows of weights from the p-th product of a vector of units to what comes after it, or would after the last of all. */
 static ptrdiff_t rows_to_next(const run_state *s, const cell_product *product, int p, int backwards)
@@ -49,28 +50,33 @@ INLINE void product_body(const int across, const run_state *s, const layer_run *
         if (in->x) last_vector(x_last + i * VW, in->x + i * in->ldx, K);
         if (in->h) last_vector(h_last + i * VW, in->h + i * in->ldh, H);
     }
-    const int reading = reading_of(s, in, K), alone = in->rows == 1 && reading == PLAIN;
+    const size_t bytes = bytes_of_weights(s, in, K);
+    const int asks = asks_ahead(in->rows, bytes), alone = in->rows == 1 && !asks;
     for (size_t n = u0; n < u1; n++) {
         size_t u = backwards ? u1 - 1 - (n - u0) : n;
         size_t valid = H - u * VW < VW ? H - u * VW : VW;
         for (int p = 0; p < product->gates; p++) {
             int q = backwards ? product->gates - 1 - p : p;
             size_t row = (size_t)product->gate[q] * H + u * VW;
-            ptrdiff_t then = reading != PLAIN ? rows_to_next(s, product, p, backwards) : 0;
-            dot_source h = {run->whh + row * H, H, H, (rows - row) * H, in->h, in->ldh, h_last, 0};
-            dot_source x = {run->wih + row * K, K, K, (rows - row) * K, in->x, in->ldx, x_last, 0};
+            const ptrdiff_t then = asks ? rows_to_next(s, product, p, backwards) : 0;
+            dot_source h = {run->whh + row * H, H, H, (rows - row) * H, in->h, in->ldh, h_last, 0, NULL, NULL, H, H};
+            dot_source x = {run->wih + row * K, K, K, (rows - row) * K, in->x, in->ldx, x_last, 0, NULL, NULL, K, K};
+            h.ask = h.W + then * (ptrdiff_t)H, x.ask = x.W + then * (ptrdiff_t)K;
+            if (asks_alone(H, bytes)) h.own = h.ask;
+            if (asks_alone(K, bytes)) x.own = x.ask;
             T *out = gates + (size_t)product->slot[q] * s->Hp + u * VW;
             const int inner = across && row > 0 && row + valid < rows; /* the matrices go on on both sides */
             if (product->slot[q] != product->gate[q]) { /* GRU, reset after: the candidate's two products stay apart */
-                dot_source none = x;
+                dot_source only = h, none = x;
                 none.v = NULL;
-                if (alone) dot_row(inner, h, none, valid, out);
-                else dot_columns(h, none, in->rows, valid, out, s->ldg, reading, then);
+                if (h.v && x.v) only.ask = x.W, only.ldask = only.asked = K, x.ask = h.ask, x.ldask = x.asked = H;
+                if (alone) dot_row(inner, only, none, valid, out);
+                else dot_columns(only, none, in->rows, valid, out, s->ldg, asks);
                 h.v = NULL;
                 out = gates + (size_t)product->gate[q] * s->Hp + u * VW;
             }
             if (alone) dot_row(inner, h, x, valid, out);
-            else dot_columns(h, x, in->rows, valid, out, s->ldg, reading, then);
+            else dot_columns(h, x, in->rows, valid, out, s->ldg, asks);
         }
     }
 }
@@ -83,7 +89,6 @@ NOINLINE void product_across(const run_state *s, const layer_run *run, const cel
 
 /* One row, of weights that lie across lines and are near: LSTMs of 250 to 499 units, one thread and two, 1.13 to 1.18 and 1.10 to
  * 1.17 times as fast. From memory it is slower (600 units, 0.5 to 1.0): each line takes more operations, so fewer are on their way. */
-#define ACROSS_BYTES ((size_t)8 << 20)
 static int reads_across(const run_state *s, const layer_run *run, const step_input *in)
 {
     size_t K = run->input;
@@ -139,8 +144,9 @@ static void slab_input(INPUT_ARGUMENTS)
                 for (size_t i = 0, m; i < rows; i += m) {
                     m = next_rows(rows - i, GROUP_ROWS);
                     const size_t room = (height - row) * K - k;
-                    dot_source part = {W + row * K + k, K, slab, room, v + i * ldv + k, ldv, last + i * VW, 0}, none = {0};
-                    dot_columns(part, none, m, valid, out + i * s->ldg, s->ldg, ASKING, rows_to_next(s, product, p, backwards));
+                    const T *w = W + row * K + k, *then = w + rows_to_next(s, product, p, backwards) * (ptrdiff_t)K;
+                    dot_source part = {w, K, slab, room, v + i * ldv + k, ldv, last + i * VW, 0, then, then, K, slab}, none = {0};
+                    dot_columns(part, none, m, valid, out + i * s->ldg, s->ldg, 1);
                 }
             }
         }

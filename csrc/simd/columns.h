@@ -1,11 +1,32 @@
 /* Units of one gate for a few rows: dot.h's tiles, put together. */
 
 #define SLAB_BYTES ((size_t)24 << 10)
+enum { LONG_ROWS = 4 };
 /* Elements in the next slab of `left`, of so many rows together. */
 INLINE size_t next_slab(size_t left, size_t rows)
 {
     const size_t slab = round_up(next_rows(left, SLAB_BYTES / sizeof(T) / rows), VW);
     return slab < left ? slab : left;
+}
+
+/* A source asks for its own next `wide` rows, or if there are none for what it asked for at first, `after`. */
+INLINE void go_on(dot_source *s, const dot_source *after, size_t wide)
+{
+    s->own = wide && after->own ? s->W + wide * s->ldw : after->own;
+    s->ask = wide ? s->W + wide * s->ldw : after->ask;
+    s->ldask = wide ? s->ldw : after->ldask;
+    s->asked = wide ? s->K : after->asked;
+}
+/* In the order in which one tile reads: while it reads the rows of the first source it asks for those of the second, and then for the
+ * next ones of the first, so that no more waits in the first level than what comes next. */
+INLINE void ask_in_turn(dot_source *one, dot_source *two, const dot_source *after_one, const dot_source *after_two, size_t wide)
+{
+    go_on(one, after_one, wide);
+    if (!two) return;
+    const dot_source next = *one;
+    one->ask = two->W, one->ldask = two->ldw, one->asked = two->K;
+    go_on(two, after_two, wide);
+    two->ask = next.ask, two->ldask = next.ldask, two->asked = next.asked;
 }
 
 #if CRNN_VREGS >= 32
@@ -16,7 +37,7 @@ INLINE size_t next_slab(size_t left, size_t rows)
  * 1.10 times as fast, of 1024 and 1046 1.08 to 1.15; in slabs, RNNs of 1200 to 2500 inputs 1.18 to 1.38, LSTMs of 1240 to 2048 1.02
  * to 1.31 (of 2048 units, 67 MB, 0.98 to 1.04); 4 to 6 sequences, 1400 to 2500 inputs 1.07 to 1.26 (Zen 5). At 600 inputs nothing is
  * gained, and more than eight rows would lose by it up to 1200 (0.89 to 1.06). */
-enum { LONG_ROWS = 4, TALL_ROWS = 8 };
+enum { TALL_ROWS = 8 };
 #define LONG_BYTES ((size_t)26 << 10)
 #define TALL_BYTES ((size_t)20 << 10)
 #define TALL_SLABS ((size_t)36 << 10)
@@ -33,28 +54,28 @@ typedef void (*part_function)(int part, V *kept, DOT_ARGUMENTS);
 #define DOT_PART(mr, wide)                                                                          \
     NOINLINE void part_##mr##x##wide(int part, V *kept, DOT_ARGUMENTS)                              \
     {                                                                                               \
-        dot_body(mr, wide, 1, 0, part, kept, one, two, columns, out, ldo, accumulate, next);        \
+        dot_body(mr, wide, 2, part, kept, one, two, columns, out, ldo, accumulate);                 \
     }
 DOT_PART(4, 4) DOT_PART(5, 4) DOT_PART(6, 4) DOT_PART(7, 2) DOT_PART(7, 3) DOT_PART(8, 2) DOT_PART(8, 3)
 /* [rows][columns] */
 static const part_function dot_parts[TALL_ROWS + 1][5] = {[4] = {[4] = part_4x4}, [5] = {[4] = part_5x4}, [6] = {[4] = part_6x4},
                                                           [7] = {[2] = part_7x2, part_7x3}, [8] = {[2] = part_8x2, part_8x3}};
 
-static void dot_part(int part, V *kept, const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo,
-                     ptrdiff_t then)
+static void dot_part(int part, V *kept, const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo)
 {
     dot_source a = *one, b = two ? *two : *one;
     for (size_t j = 0, wide; j < valid; j += wide) {
         wide = rows <= DOT_ROWS ? 4 : valid - j == 4 || valid - j == 2 ? 2 : 3;
         const size_t columns = valid - j < wide ? valid - j : wide;
-        const ptrdiff_t next = j + wide < valid ? (ptrdiff_t)wide : then - (ptrdiff_t)j;
-        dot_parts[rows][wide](part, kept ? kept + TALL_ROWS * j : NULL, &a, two ? &b : NULL, columns, out + j, ldo, 1, next);
+        go_on(&a, one, j + wide < valid ? wide : 0);
+        if (two) go_on(&b, two, j + wide < valid ? wide : 0);
+        dot_parts[rows][wide](part, kept ? kept + TALL_ROWS * j : NULL, &a, two ? &b : NULL, columns, out + j, ldo, 1);
         a.W += wide * a.ldw, a.room -= columns * a.ldw;
         b.W += wide * b.ldw, b.room -= columns * b.ldw;
     }
 }
 
-static void dot_slabs(const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo, ptrdiff_t then)
+static void dot_slabs(const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo)
 {
     V kept[TALL_ROWS * (VW + 2)]; /* the last tile may be two columns too wide */
     const dot_source *joins = two && two->K <= SLAB_BYTES / sizeof(T) / rows / 4 ? two : NULL; /* the last slab */
@@ -66,22 +87,25 @@ static void dot_slabs(const dot_source *one, const dot_source *two, size_t rows,
             dot_source slab = *sources[i];
             slab.W += k, slab.room -= k, slab.v += k, slab.K = n;
             const int ends = k + n == K && (i == 1 || !sources[1]);
-            dot_part(part | (ends ? ENDS : 0), kept, &slab, ends ? joins : NULL, rows, valid, out, ldo, then);
+            const dot_source *then = k + n < K ? &slab : ends ? one : two;
+            slab.ask = k + n < K ? slab.W + n : ends ? one->ask : two->W;
+            slab.ldask = then->ldw, slab.asked = n, slab.own = NULL;
+            dot_part(part | (ends ? ENDS : 0), kept, &slab, ends ? joins : NULL, rows, valid, out, ldo);
             part = 0;
         }
 }
 
 /* Whether it is done. */
-INLINE int dot_long(const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo, ptrdiff_t then)
+INLINE int dot_long(const dot_source *one, const dot_source *two, size_t rows, size_t valid, T *out, size_t ldo)
 {
     const size_t inputs = (one->v ? one->K : 0) + (two ? two->K : 0);
-    if (in_slabs(rows, inputs)) dot_slabs(one, two, rows, valid, out, ldo, then);
-    else if (in_one_tile(rows, inputs)) dot_part(ALL, NULL, one, two, rows, valid, out, ldo, then);
+    if (in_slabs(rows, inputs)) dot_slabs(one, two, rows, valid, out, ldo);
+    else if (in_one_tile(rows, inputs)) dot_part(ALL, NULL, one, two, rows, valid, out, ldo);
     else return 0;
     return 1;
 }
 #else
-#define dot_long(one, two, rows, valid, out, ldo, then) 0
+#define dot_long(one, two, rows, valid, out, ldo) 0
 #endif
 
 /* More rows that are not turned, whose inputs outgrow the first level: input by input, slab by slab, up to GROUP_ROWS rows at a time while
@@ -96,24 +120,31 @@ INLINE int apart_pays(size_t rows, size_t inputs)
     return CRNN_VREGS >= 32 && rows > 8 && rows * inputs * sizeof(T) > APART_BYTES;
 }
 
-/* `valid` units of one gate for several rows: both sources at once, or null. `reading`: of the last tile, which has no fewer
- * rows than another; it asks for the next four rows of weights, and after the last four for those `then` rows from the first. */
-static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo, int reading,
-                        ptrdiff_t then)
+/* `valid` units of one gate for several rows: both sources at once, or null. If `asks`, every tile of rows of W asks for what is read
+ * next, the last one for what its sources ask for. Beside more than CLOSE_BYTES of rows that does not stay in the first level. */
+#define CLOSE_BYTES ((size_t)25 << 10)
+static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T *out, size_t ldo, int asks)
 {
-    const dot_source *one = h.v ? &h : &x, *two = h.v && x.v ? &x : NULL;
-    if (dot_long(one, two, rows, valid, out, ldo, then)) return;
-    const T *h0 = h.v, *x0 = x.v, *h_last = h.last, *x_last = x.last;
+    dot_source *const one = h.v ? &h : &x, *const two = h.v && x.v ? &x : NULL;
+    if (dot_long(one, two, rows, valid, out, ldo)) return;
+    const dot_source first = *one, second = x;
     const size_t tiles = rows <= DOT_ROWS ? 1 : (rows + DOT_ROWS - 1) / DOT_ROWS;
     const size_t height = tiles == 1 ? rows : rows / tiles, higher = tiles == 1 ? 0 : rows % tiles;
+    const size_t inputs = one->K + (two ? two->K : 0);
+    const int close = tiles == 1 && (rows < LONG_ROWS || rows * inputs * sizeof(T) <= CLOSE_BYTES);
     for (size_t j = 0; one->v && j < valid; j += 4) {
-        size_t columns = valid - j < 4 ? valid - j : 4;
-        ptrdiff_t next = j + 4 < valid ? 4 : then - (ptrdiff_t)j;
+        const size_t columns = valid - j < 4 ? valid - j : 4, wide = j + 4 < valid ? 4 : 0;
+        if (close) {
+            ask_in_turn(one, two, &first, &second, wide);
+        } else {
+            go_on(one, &first, wide);
+            if (two) go_on(two, &second, wide);
+        }
         for (size_t left = tiles, i = 0, mr; left; left--, i += mr) {
             mr = height + (left <= higher);
-            if (h0) h.v = h0 + i * h.ldv, h.last = h_last + i * VW;
-            if (x0) x.v = x0 + i * x.ldv, x.last = x_last + i * VW;
-            dots[left > 1 ? PLAIN : reading][mr](one, two, columns, out + i * ldo + j, ldo, 1, next);
+            one->v = first.v + i * one->ldv, one->last = first.last + i * VW;
+            if (two) two->v = second.v + i * two->ldv, two->last = second.last + i * VW;
+            dots[!asks || left > 1 ? PLAIN : close ? ASKING : LAST_ASKING][mr](one, two, columns, out + i * ldo + j, ldo, 1);
         }
         h.W += 4 * h.ldw, h.room -= columns * h.ldw;
         x.W += 4 * x.ldw, x.room -= columns * x.ldw;

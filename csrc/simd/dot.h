@@ -12,29 +12,39 @@ typedef struct {
     size_t ldv;
     const T *last; /* unless K is whole vectors: last_vector of each row of v, side by side */
     int falling;   /* from the end of the rows to their beginning */
+    /* What is read after this, as many rows, may be asked for meanwhile: into the first level `asked` elements each of rows `ldask`
+     * apart, and beyond as many elements the rows that this source goes on with, unless null; into the second one as many elements
+     * as this source has. Nothing is read there. */
+    const T *ask, *own;
+    size_t ldask, asked;
 } dot_source;
 
 /* acc[i*wide + j] += W[j] * v[i], element-wise, for mr rows of v and `columns` <= wide <= 4 rows of W. Rows of v are reached
- * from every third one: fewer addresses than there are registers. If `asks`: for as many rows of W that begin `next` rows from
- * W on, a line of each at a time. */
-INLINE void dot_tile(const int mr, const int wide, const int asks, V *acc, const dot_source *s, size_t columns, ptrdiff_t next)
+ * from every third one: fewer addresses than there are registers. What comes next is asked for a line of each row at a time, into
+ * that level of cache; 0: not at all. */
+INLINE void dot_tile(const int mr, const int wide, const int level, V *acc, const dot_source *s, size_t columns)
 {
     const T *w[4], *v[3];
     const size_t ldv = s->ldv;
-    const ptrdiff_t ahead = next * (ptrdiff_t)s->ldw;
     UNROLL(4) for (int j = 0; j < wide; j++) w[j] = s->W + ((size_t)j < columns ? (size_t)j : columns - 1) * s->ldw;
     UNROLL(3) for (int i = 0; 3 * i < mr; i++) v[i] = s->v + 3 * (size_t)i * ldv;
     size_t whole = s->K / VW * VW;
     const ptrdiff_t step = s->falling ? -(ptrdiff_t)VW : (ptrdiff_t)VW;
     ptrdiff_t k = s->falling ? (ptrdiff_t)(whole - VW) : 0;
-    for (size_t left = whole; left; left -= VW, k += step) {
-        V wv[4];
-        if (asks) UNROLL(4) for (int j = 0; j < wide; j++) __builtin_prefetch(w[j] + (k + ahead), 0, 2);
-        UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = mr > 1 ? load_once(w[j] + k) : load(w[j] + k);
-        UNROLL(8) for (int i = 0; i < mr; i++) {
-            const T *row = v[i / 3] + (size_t)(i % 3) * ldv + k;
-            V vv = mr > 6 ? load_once(row) : load(row);
-            UNROLL(4) for (int j = 0; j < wide; j++) acc[i * wide + j] = MULADD(wv[j], vv, acc[i * wide + j]);
+    uintptr_t ask = (uintptr_t)s->ask;
+    size_t ldask = s->ldask, turn = level == 1 && s->asked < whole ? round_up(s->asked, VW) : whole;
+    for (size_t done = 0; done < whole; turn = whole, ask = (uintptr_t)s->own, ldask = s->ldw) {
+        for (; done < turn; done += VW, k += step) {
+            V wv[4];
+            if (level == 2 || (level && ask))
+                UNROLL(4) for (int j = 0; j < wide; j++)
+                    __builtin_prefetch((const void *)(ask + ((size_t)j * ldask + (size_t)k) * sizeof(T)), 0, level == 1 ? 3 : 2);
+            UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = mr > 1 ? load_once(w[j] + k) : load(w[j] + k);
+            UNROLL(8) for (int i = 0; i < mr; i++) {
+                const T *row = v[i / 3] + (size_t)(i % 3) * ldv + k;
+                V vv = mr > 6 ? load_once(row) : load(row);
+                UNROLL(4) for (int j = 0; j < wide; j++) acc[i * wide + j] = MULADD(wv[j], vv, acc[i * wide + j]);
+            }
         }
     }
     if (whole == s->K) return;
@@ -51,29 +61,9 @@ INLINE void dot_tile(const int mr, const int wide, const int asks, V *acc, const
     }
 }
 
-/* Four columns for few rows, from memory: two at a time. What is asked for at once and then used at once is half as much, which
- * memory delivers faster (one row, 26 MB of weights: 1.2 to 1.3 times as fast; from four rows on 0 to 20 % slower). */
-enum { PAIRED_ROWS = DOT_ROWS < 3 ? DOT_ROWS : 3 };
-
-INLINE void dot_pairs(const int mr, V *acc, const dot_source *one, const dot_source *two, size_t columns,
-                      ptrdiff_t next)
-{
-    dot_source a = *one, b = two ? *two : *one;
-    for (size_t j = 0; j < columns; j += 2) {
-        V pair[2 * PAIRED_ROWS];
-        const ptrdiff_t then = j + 2 < columns ? 2 : next - (ptrdiff_t)j;
-        UNROLL(6) for (int i = 0; i < 2 * mr; i++) pair[i] = (V){0};
-        dot_tile(mr, 2, 1, pair, &a, columns - j, then);
-        if (two) dot_tile(mr, 2, 1, pair, &b, columns - j, then);
-        UNROLL(3) for (int i = 0; i < mr; i++) acc[4 * (size_t)i + j] = pair[2 * i], acc[4 * (size_t)i + j + 1] = pair[2 * i + 1];
-        a.W += 2 * a.ldw, a.room -= 2 * a.ldw;
-        b.W += 2 * b.ldw, b.room -= 2 * b.ldw;
-    }
-}
-
 /* out[i*ldo + j] (+)= W[j] . v[i], summed over the sources, of which the second may be null. */
 #define DOT_ARGUMENTS \
-    const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo, int accumulate, ptrdiff_t next
+    const dot_source *one, const dot_source *two, size_t columns, T *out, size_t ldo, int accumulate
 typedef void (*dot_function)(DOT_ARGUMENTS);
 
 /* The four sums of a row, as one. */
@@ -99,18 +89,14 @@ INLINE void add_sums(T *o, const T *sums, size_t count, int accumulate)
 /* Part of a sum: what begins and what ends in this call. In between its lanes lie in `kept`. */
 enum { BEGINS = 1, ENDS = 2, ALL = BEGINS | ENDS };
 
-INLINE void dot_body(const int mr, const int wide, const int asks, const int paired, int part, V *kept, DOT_ARGUMENTS)
+INLINE void dot_body(const int mr, const int wide, const int level, int part, V *kept, DOT_ARGUMENTS)
 {
     V acc[8 * 4];
     const int sums_of = summed(mr * wide);
     UNROLL(32) for (int i = 0; i < sums_of; i++) acc[i] = (V){0};
     if (!(part & BEGINS)) UNROLL(24) for (int i = 0; i < mr * wide; i++) acc[i] = kept[i];
-    if (paired) {
-        dot_pairs(mr, acc, one, two, columns, next);
-    } else {
-        dot_tile(mr, wide, asks, acc, one, columns, next);
-        if (two) dot_tile(mr, wide, asks, acc, two, columns, next);
-    }
+    dot_tile(mr, wide, level, acc, one, columns);
+    if (two) dot_tile(mr, wide, level, acc, two, columns);
     if (!(part & ENDS)) {
         UNROLL(24) for (int i = 0; i < mr * wide; i++) kept[i] = acc[i];
         return;
@@ -132,25 +118,25 @@ INLINE void dot_body(const int mr, const int wide, const int asks, const int pai
     }
 }
 
-/* How a tile reads W: as it comes, asking for what comes next, or that in pairs. Of several rows the last and highest
- * tile asks, so that there are no such forms for fewer than four rows of six, or two of two. */
-enum { PLAIN, ASKING, IN_PAIRS, READINGS };
+/* How a tile reads W: as it comes; asking for what it reads next; or, the last and highest of several over the same rows of W, for
+ * what the first of them reads next, a whole group of rows away, which the first level has no room for. */
+enum { PLAIN, ASKING, LAST_ASKING, READINGS };
 
-#define DOT(name, mr, asks, paired) \
-    NOINLINE void name##_##mr(DOT_ARGUMENTS) { dot_body(mr, 4, asks, paired, ALL, NULL, one, two, columns, out, ldo, accumulate, next); }
-DOT(plain, 1, 0, 0) DOT(plain, 2, 0, 0) DOT(pairs, 1, 1, 1) DOT(pairs, 2, 1, 1)
+#define DOT(name, mr, level) \
+    NOINLINE void name##_##mr(DOT_ARGUMENTS) { dot_body(mr, 4, level, ALL, NULL, one, two, columns, out, ldo, accumulate); }
+DOT(plain, 1, 0) DOT(plain, 2, 0) DOT(asking, 1, 1) DOT(asking, 2, 1)
 #if CRNN_VREGS >= 32
-DOT(plain, 3, 0, 0) DOT(plain, 4, 0, 0) DOT(plain, 5, 0, 0) DOT(plain, 6, 0, 0) DOT(pairs, 3, 1, 1)
-DOT(asking, 4, 1, 0) DOT(asking, 5, 1, 0) DOT(asking, 6, 1, 0)
+DOT(plain, 3, 0) DOT(plain, 4, 0) DOT(plain, 5, 0) DOT(plain, 6, 0) DOT(asking, 3, 1) DOT(asking, 4, 1) DOT(asking, 5, 1)
+DOT(asking, 6, 1) DOT(last_asking, 4, 2) DOT(last_asking, 5, 2) DOT(last_asking, 6, 2)
 static const dot_function dots[READINGS][DOT_ROWS + 1] = {
     {NULL, plain_1, plain_2, plain_3, plain_4, plain_5, plain_6},
-    {NULL, NULL, NULL, NULL, asking_4, asking_5, asking_6},
-    {NULL, pairs_1, pairs_2, pairs_3},
+    {NULL, asking_1, asking_2, asking_3, asking_4, asking_5, asking_6},
+    {NULL, NULL, NULL, NULL, last_asking_4, last_asking_5, last_asking_6},
 };
 #else
-DOT(asking, 2, 1, 0)
+DOT(last_asking, 2, 2)
 static const dot_function dots[READINGS][DOT_ROWS + 1] = {
-    {NULL, plain_1, plain_2}, {NULL, NULL, asking_2}, {NULL, pairs_1, pairs_2}};
+    {NULL, plain_1, plain_2}, {NULL, asking_1, asking_2}, {NULL, NULL, last_asking_2}};
 #endif
 
 #if CRNN_VREGS >= 32
@@ -162,7 +148,7 @@ INLINE void streamed_body(const int mr, const int wide, const dot_source *s, T *
     T sums[8 * 4 + LANE_COUNT];
     const int sums_of = summed(mr * wide);
     UNROLL(24) for (int i = 0; i < mr * wide; i++) acc[i] = (V){0};
-    dot_tile(mr, wide, 0, acc, s, (size_t)wide, 0);
+    dot_tile(mr, wide, 0, acc, s, (size_t)wide);
     UNROLL(32) for (int i = 0; i < sums_of; i++) turned[i] = i < mr * wide ? acc[i % mr * wide + i / mr] : (V){0};
     all_lane_sums(sums, turned, sums_of);
     UNROLL(4) for (int j = 0; j < wide; j++, out += ldo)
@@ -300,9 +286,9 @@ INLINE void dot_row(const int across, dot_source h, dot_source x, size_t valid, 
     for (size_t j = 0; j < valid; j += WIDE) {
         size_t columns = valid - j < WIDE ? valid - j : WIDE;
         if (across_h && columns == 4) dot_across(acc + j, &h);
-        else if (h.v) dot_tile(1, WIDE, 0, acc + j, &h, columns, 0);
+        else if (h.v) dot_tile(1, WIDE, 0, acc + j, &h, columns);
         if (across_x && columns == 4) dot_across(acc + j, &x);
-        else if (x.v) dot_tile(1, WIDE, 0, acc + j, &x, columns, 0);
+        else if (x.v) dot_tile(1, WIDE, 0, acc + j, &x, columns);
         h.W += WIDE * h.ldw, h.room -= columns * h.ldw;
         x.W += WIDE * x.ldw, x.room -= columns * x.ldw;
     }

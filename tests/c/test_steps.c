@@ -170,7 +170,7 @@ static void sweep(const char *isa, crnn_dtype dtype)
     misaligned = 0;
 }
 
-/* Weights of more than 24 MiB, which are asked for in advance: in pairs of rows, by one tile, by the last of two, by tiles of turned rows. */
+/* Weights of more than 24 MiB, which are asked for in advance: by one tile, by the last of two, by tiles of turned rows. */
 static void far_weights(const char *isa, crnn_dtype dtype)
 {
     static const size_t ROWS[] = {1, 2, 3, 6, 7, 21};
