@@ -96,7 +96,7 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/sequence/small.h", "v + i * ldv + k, ldv, rows - i", "v + k, ldv, rows - i", STEPS),
     ("csrc/simd/dot.h", "if (two) dot_tile(mr, wide, level, acc, two, columns);", "(void)two;", STEPS),
     ("csrc/simd/columns.h", "if (two) two->v = second.v + i * two->ldv,", "if (two)", STEPS),
-    ("csrc/simd/dot.h", "+ j] = pair[2 * i]", "+ j] = pair[0]", STEPS),
+    ("csrc/simd/dot.h", "MULADD(wv[j], vv,", "MULADD(wv[0], vv,", STEPS),
     ("csrc/simd/dot.h", "(size_t)k * VW : last)), v[k]", "(size_t)k * VW : last)), -v[k]", STEPS),
     ("csrc/simd/dot.h", "if (x->v) held_source(acc, x);", "(void)x;", STEPS),
     ("csrc/sequence/upstream.h", "mask ? dx[k] * mask[k] : dx[k]", "dx[k]", KERNELS),
