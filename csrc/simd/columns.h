@@ -134,9 +134,9 @@ static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T
     const int close = tiles == 1 && (rows < LONG_ROWS || rows * inputs * sizeof(T) <= CLOSE_BYTES);
     for (size_t j = 0; one->v && j < valid; j += 4) {
         const size_t columns = valid - j < 4 ? valid - j : 4, wide = j + 4 < valid ? 4 : 0;
-        if (close) {
+        if (asks && close) {
             ask_in_turn(one, two, &first, &second, wide);
-        } else {
+        } else if (asks) {
             go_on(one, &first, wide);
             if (two) go_on(two, &second, wide);
         }

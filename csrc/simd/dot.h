@@ -46,6 +46,7 @@ INLINE void dot_tile(const int mr, const int wide, const int level, V *acc, cons
                 UNROLL(4) for (int j = 0; j < wide; j++) acc[i * wide + j] = MULADD(wv[j], vv, acc[i * wide + j]);
             }
         }
+        if (level != 1) break; /* known when compiled: all in one go */
     }
     if (whole == s->K) return;
     T edge[4][VW];
