@@ -96,7 +96,16 @@ def wide_grid() -> list[Case]:
     ]
 
 
-CASES = [*small_grid(), *width_grid(), *batch_grid(), *sampled_grid(150), *wide_grid()]
+def far_grid() -> list[Case]:
+    """One sequence, weights far enough for one thread to ask for the next ones, but for two to be near."""
+    far = {"rnn_tanh": 581, "lstm": 371, "gru": 406, "gru_after": 350}
+    return [Case(kind, 9, hidden, (5,), dtype="float32", scheme=("full",)) for kind, hidden in far.items()] + [
+        Case("lstm", 7, 272, (14,), dtype="float64", scheme=("full",)),
+        Case("gru_after", 530, 352, (13,), dtype="float32", scheme=("chunk", 5, 8)),
+    ]
+
+
+CASES = [*small_grid(), *width_grid(), *batch_grid(), *sampled_grid(150), *wide_grid(), *far_grid()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -16,13 +16,25 @@ static size_t bytes_of_weights(const run_state *s, const step_input *in, size_t 
 
 /* Whether a step asks for the weights that it reads next (simd/dot.h): the hardware follows a row of weights, but not into the next
  * ones. A core that asks in the order in which it reads gets 125 to 199 GB/s from a third level that is not its own, where it got 91
- * to 156 (19 to 26 MB, two threads). One row, near: its weights are read by whole lines (below) or held in registers.
+ * to 156 (19 to 26 MB, two threads).
  * Steps on two threads and one, LSTMs of so many units, against asking in another order, of 4 and more rows, or from 18 MB on only (Zen
- * 5): 1 row, 900 1.11 to 1.28 and 1.18; 2 rows, 300 1.12 and 1.14, 512 1.07 and 1.05 to 1.12, 900 1.11 to 1.29 and 1.21 to 1.27; 4 rows,
- * 300 1.18 to 1.30 and 1.27 to 1.29, 512 1.12 and 1.17; 6 rows, 512 1.07 to 1.13 and 1.13 to 1.17. */
+ * 5): 2 rows, 300 1.12 and 1.14, 512 1.07 and 1.05 to 1.12, 900 1.11 to 1.29 and 1.21 to 1.27; 4 rows, 300 1.18 to 1.30 and 1.27 to
+ * 1.29, 512 1.12 and 1.17; 6 rows, 512 1.07 to 1.13 and 1.13 to 1.17.
+ * One row: near, its weights are held in registers or read by whole lines (below), and where gates do not lie apart the hardware
+ * follows. A thread's own part counts, OWN_BYTES of four gates, against asking from 8 MB on only (ACROSS_BYTES): LSTMs of 320 to 512 units
+ * 1.01 to 1.14 on one thread, of 384 to 512 units 1.05 to 1.11 on two; GRUs of 320 to 512 would be at 0.93 to 1.00. From memory it keeps
+ * less on its way than what the hardware reads ahead: 34 to 46 MB on one thread 0.77 to 0.81 of asking for nothing, RNNs of 29 MB on
+ * two 0.85; with AVX2 it is still 1.15. */
 #define NEAR_BYTES ((size_t)384 << 10)
 #define ACROSS_BYTES ((size_t)8 << 20)
-static int asks_ahead(size_t rows, size_t bytes) { return bytes > (rows > 1 ? NEAR_BYTES : ACROSS_BYTES); }
+#define OWN_BYTES ((size_t)2 << 20)
+#define MOST_BYTES ((size_t)24 << 20)
+#define MOST_OWN_BYTES (CRNN_VBYTES == 64 ? (size_t)30 << 20 : SIZE_MAX)
+static int asks_ahead(size_t rows, int gates, size_t bytes, size_t own)
+{
+    if (rows > 1) return bytes > NEAR_BYTES;
+    return (gates > 3 ? own > OWN_BYTES : bytes > ACROSS_BYTES) && (gates > 1 ? own <= MOST_OWN_BYTES : bytes <= MOST_BYTES);
+}
 
 /* Whether it asks for all of the rows that it goes on with, however much shorter the other matrix's rows are that it reads in between:
  * where long rows are not far, the hardware does as well alone (LSTMs, 4 rows, 1000 inputs and 200 units 1.14 to 1.15, or else 0.97 to
@@ -51,7 +63,8 @@ INLINE void product_body(const int across, const run_state *s, const layer_run *
         if (in->h) last_vector(h_last + i * VW, in->h + i * in->ldh, H);
     }
     const size_t bytes = bytes_of_weights(s, in, K);
-    const int asks = asks_ahead(in->rows, bytes), alone = in->rows == 1 && !asks;
+    const size_t own = bytes / tile_count(H, VW) * (u1 - u0);
+    const int asks = asks_ahead(in->rows, s->shape.gates, bytes, own), alone = in->rows == 1;
     for (size_t n = u0; n < u1; n++) {
         size_t u = backwards ? u1 - 1 - (n - u0) : n;
         size_t valid = H - u * VW < VW ? H - u * VW : VW;
@@ -70,12 +83,12 @@ INLINE void product_body(const int across, const run_state *s, const layer_run *
                 dot_source only = h, none = x;
                 none.v = NULL;
                 if (h.v && x.v) only.ask = x.W, only.ldask = only.asked = K, x.ask = h.ask, x.ldask = x.asked = H;
-                if (alone) dot_row(inner, only, none, valid, out);
+                if (alone) dot_row(inner, asks, only, none, valid, out);
                 else dot_columns(only, none, in->rows, valid, out, s->ldg, asks);
                 h.v = NULL;
                 out = gates + (size_t)product->gate[q] * s->Hp + u * VW;
             }
-            if (alone) dot_row(inner, h, x, valid, out);
+            if (alone) dot_row(inner, asks, h, x, valid, out);
             else dot_columns(h, x, in->rows, valid, out, s->ldg, asks);
         }
     }

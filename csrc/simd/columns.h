@@ -29,6 +29,62 @@ INLINE void ask_in_turn(dot_source *one, dot_source *two, const dot_source *afte
     two->ask = next.ask, two->ldask = next.ldask, two->asked = next.asked;
 }
 
+/* dot_row where weights are far: every tile asks for what the next one reads. */
+INLINE void asking_body(const int both, const dot_source *first, const dot_source *second, size_t valid, T *out)
+{
+    dot_source one = *first, two = *second;
+    V acc[LANE_COUNT];
+    UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
+    for (size_t j = 0; j < valid; j += WIDE) {
+        const size_t columns = valid - j < WIDE ? valid - j : WIDE, wide = j + WIDE < valid ? WIDE : 0;
+        V sums[WIDE]; /* or they would go to memory each time */
+        UNROLL(4) for (int l = 0; l < WIDE; l++) sums[l] = (V){0};
+        if (both) ask_in_turn(&one, &two, first, second, wide);
+        else go_on(&one, first, wide);
+        dot_tile(1, WIDE, 1, sums, &one, columns);
+        if (both) dot_tile(1, WIDE, 1, sums, &two, columns);
+        UNROLL(4) for (int l = 0; l < WIDE; l++) acc[j + (size_t)l] = sums[l];
+        one.W += WIDE * one.ldw, one.room -= columns * one.ldw;
+        if (both) two.W += WIDE * two.ldw, two.room -= columns * two.ldw;
+    }
+    store(out, load(out) + lane_sums(acc, LANE_COUNT));
+}
+NOINLINE void asking_row(const dot_source *h, const dot_source *x, size_t valid, T *out)
+{
+    if (h->v && x->v) asking_body(1, h, x, valid, out);
+    else asking_body(0, h->v ? h : x, x, valid, out);
+}
+
+/* out[0..valid) += both sources, or those that have a v, for one row: a vector of units, whose sums are
+ * turned at once. Four rows of weights at a time, or what lies between them is too much for the hardware to read ahead. `across`:
+ * rows that lie so may be read by lines. */
+INLINE void dot_row(const int across, const int asks, dot_source h, dot_source x, size_t valid, T *out)
+{
+    if (asks) {
+        const dot_source asking_h = h, asking_x = x;
+        asking_row(&asking_h, &asking_x, valid, out);
+        return;
+    }
+    if (valid == VW && can_hold(&h) && can_hold(&x)) {
+        const dot_source held_h = h, held_x = x; /* or the address would keep h and x out of registers below */
+        held_row(&held_h, &held_x, out);
+        return;
+    }
+    const int across_h = across && h.v && lies_across(h.W, h.K), across_x = across && x.v && lies_across(x.W, x.K);
+    V acc[LANE_COUNT];
+    UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
+    for (size_t j = 0; j < valid; j += WIDE) {
+        size_t columns = valid - j < WIDE ? valid - j : WIDE;
+        if (across_h && columns == 4) dot_across(acc + j, &h);
+        else if (h.v) dot_tile(1, WIDE, 0, acc + j, &h, columns);
+        if (across_x && columns == 4) dot_across(acc + j, &x);
+        else if (x.v) dot_tile(1, WIDE, 0, acc + j, &x, columns);
+        h.W += WIDE * h.ldw, h.room -= columns * h.ldw;
+        x.W += WIDE * x.ldw, x.room -= columns * x.ldw;
+    }
+    store(out, load(out) + lane_sums(acc, LANE_COUNT));
+}
+
 #if CRNN_VREGS >= 32
 /* Long rows, of which four to six outgrow the first level together, and eight before that: they would want again the weights that a
  * first tile has read. Seven and eight are one tile, three columns wide and for the last ones two; and beyond what the first level

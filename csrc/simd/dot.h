@@ -270,28 +270,3 @@ INLINE int lies_across(const T *W, size_t K)
 {
     return K > HELD * VW && ((uintptr_t)W % CRNN_VBYTES || K * sizeof(T) % (CRNN_VBYTES / 2));
 }
-
-/* out[0..valid) += both sources, or those that have a v, for one row, unless weights are far: a vector of units, whose sums are
- * turned at once. Four rows of weights at a time, or what lies between them is too much for the hardware to read ahead. `across`:
- * rows that lie so may be read by lines. */
-INLINE void dot_row(const int across, dot_source h, dot_source x, size_t valid, T *out)
-{
-    if (valid == VW && can_hold(&h) && can_hold(&x)) {
-        const dot_source held_h = h, held_x = x; /* or the address would keep h and x out of registers below */
-        held_row(&held_h, &held_x, out);
-        return;
-    }
-    const int across_h = across && h.v && lies_across(h.W, h.K), across_x = across && x.v && lies_across(x.W, x.K);
-    V acc[LANE_COUNT];
-    UNROLL(16) for (int l = 0; l < LANE_COUNT; l++) acc[l] = (V){0};
-    for (size_t j = 0; j < valid; j += WIDE) {
-        size_t columns = valid - j < WIDE ? valid - j : WIDE;
-        if (across_h && columns == 4) dot_across(acc + j, &h);
-        else if (h.v) dot_tile(1, WIDE, 0, acc + j, &h, columns);
-        if (across_x && columns == 4) dot_across(acc + j, &x);
-        else if (x.v) dot_tile(1, WIDE, 0, acc + j, &x, columns);
-        h.W += WIDE * h.ldw, h.room -= columns * h.ldw;
-        x.W += WIDE * x.ldw, x.room -= columns * x.ldw;
-    }
-    store(out, load(out) + lane_sums(acc, LANE_COUNT));
-}
