@@ -22,7 +22,7 @@ static size_t bytes_of_weights(const run_state *s, const step_input *in, size_t 
  * 1.29, 512 1.12 and 1.17; 6 rows, 512 1.07 to 1.13 and 1.13 to 1.17.
  * One row: near, its weights are held in registers or read by whole lines (below), and where gates do not lie apart the hardware
  * follows. A thread's own part counts, OWN_BYTES of four gates, against asking from 8 MB on only (ACROSS_BYTES): LSTMs of 320 to 512 units
- * 1.01 to 1.14 on one thread, of 384 to 512 units 1.05 to 1.11 on two; GRUs of 320 to 512 would be at 0.93 to 1.00. From memory it keeps
+ * 1.01 to 1.14 on one thread, of 384 to 512 units 1.00 to 1.11 on two; GRUs of 320 to 512 would be at 0.93 to 1.00. From memory it keeps
  * less on its way than what the hardware reads ahead: 34 to 46 MB on one thread 0.77 to 0.81 of asking for nothing, RNNs of 29 MB on
  * two 0.85; with AVX2 it is still 1.15. */
 #define NEAR_BYTES ((size_t)384 << 10)

@@ -55,9 +55,9 @@ NOINLINE void asking_row(const dot_source *h, const dot_source *x, size_t valid,
     else asking_body(0, h->v ? h : x, x, valid, out);
 }
 
-/* out[0..valid) += both sources, or those that have a v, for one row: a vector of units, whose sums are
- * turned at once. Four rows of weights at a time, or what lies between them is too much for the hardware to read ahead. `across`:
- * rows that lie so may be read by lines. */
+/* out[0..valid) += both sources, or those that have a v, for one row: a vector of units, whose sums are turned at once. Four rows
+ * of weights at a time, or what lies between them is too much for the hardware to read ahead. `across`: rows that lie so may be read
+ * by lines. */
 INLINE void dot_row(const int across, const int asks, dot_source h, dot_source x, size_t valid, T *out)
 {
     if (asks) {
@@ -92,7 +92,9 @@ INLINE void dot_row(const int across, const int asks, dot_source h, dot_source x
  * their sums wait: the same order of sums. Steps on one thread and two: 7 and 8 sequences, LSTMs of 660 to 760 inputs in all 1.02 to
  * 1.10 times as fast, of 1024 and 1046 1.08 to 1.15; in slabs, RNNs of 1200 to 2500 inputs 1.18 to 1.38, LSTMs of 1240 to 2048 1.02
  * to 1.31 (of 2048 units, 67 MB, 0.98 to 1.04); 4 to 6 sequences, 1400 to 2500 inputs 1.07 to 1.26 (Zen 5). At 600 inputs nothing is
- * gained, and more than eight rows would lose by it up to 1200 (0.89 to 1.06). */
+ * gained, and more than eight rows would lose by it up to 1200 (0.89 to 1.06). Seven and eight ask for
+ * what follows in the order in which it is read, into the first level, instead of into the second: 0.97 to 1.11. Slabs of four to six,
+ * with four rows of W, leave too little room for that there: 0.87 to 1.17. */
 enum { TALL_ROWS = 8 };
 #define LONG_BYTES ((size_t)26 << 10)
 #define TALL_BYTES ((size_t)20 << 10)
@@ -107,12 +109,12 @@ INLINE int in_one_tile(size_t rows, size_t inputs)
 }
 
 typedef void (*part_function)(int part, V *kept, DOT_ARGUMENTS);
-#define DOT_PART(mr, wide)                                                                          \
+#define DOT_PART(mr, wide, level)                                                                   \
     NOINLINE void part_##mr##x##wide(int part, V *kept, DOT_ARGUMENTS)                              \
     {                                                                                               \
-        dot_body(mr, wide, 2, part, kept, one, two, columns, out, ldo, accumulate);                 \
+        dot_body(mr, wide, level, part, kept, one, two, columns, out, ldo, accumulate);             \
     }
-DOT_PART(4, 4) DOT_PART(5, 4) DOT_PART(6, 4) DOT_PART(7, 2) DOT_PART(7, 3) DOT_PART(8, 2) DOT_PART(8, 3)
+DOT_PART(4, 4, 2) DOT_PART(5, 4, 2) DOT_PART(6, 4, 2) DOT_PART(7, 2, 1) DOT_PART(7, 3, 1) DOT_PART(8, 2, 1) DOT_PART(8, 3, 1)
 /* [rows][columns] */
 static const part_function dot_parts[TALL_ROWS + 1][5] = {[4] = {[4] = part_4x4}, [5] = {[4] = part_5x4}, [6] = {[4] = part_6x4},
                                                           [7] = {[2] = part_7x2, part_7x3}, [8] = {[2] = part_8x2, part_8x3}};
@@ -123,8 +125,9 @@ static void dot_part(int part, V *kept, const dot_source *one, const dot_source 
     for (size_t j = 0, wide; j < valid; j += wide) {
         wide = rows <= DOT_ROWS ? 4 : valid - j == 4 || valid - j == 2 ? 2 : 3;
         const size_t columns = valid - j < wide ? valid - j : wide;
-        go_on(&a, one, j + wide < valid ? wide : 0);
-        if (two) go_on(&b, two, j + wide < valid ? wide : 0);
+        const size_t next = j + wide < valid ? wide : 0;
+        if (rows > DOT_ROWS) ask_in_turn(&a, two ? &b : NULL, one, two, next);
+        else go_on(&a, one, next), go_on(&b, two ? two : one, next);
         dot_parts[rows][wide](part, kept ? kept + TALL_ROWS * j : NULL, &a, two ? &b : NULL, columns, out + j, ldo, 1);
         a.W += wide * a.ldw, a.room -= columns * a.ldw;
         b.W += wide * b.ldw, b.room -= columns * b.ldw;
