@@ -36,6 +36,7 @@ KERNELS = ((ORACLE, "test_kernels.py"), ("test_layers_numeric.py", "test_invaria
 APART = (("test_invariants.py::test_directions_apart_do_not_change_a_bit",),)
 STEPS = (("test_streaming.py", "test_wide_steps.py"),)
 HALVES = (("test_halves.py",),)
+GRID = (("test_layers_numeric.py::test_layer_agrees_with_the_oracle",),)
 CHUNKS = (("test_layers_numeric.py::test_inference_agrees_with_training_bit_by_bit",),)
 LOOKED = (("test_layers_numeric.py::test_every_value_is_looked_at",),)
 LATE = (("test_layers_numeric.py::test_inference_reads_the_rows_of_this_call",),)
@@ -97,6 +98,8 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/simd/dot.h", "if (two) dot_tile(mr, wide, level, acc, two, columns);", "(void)two;", STEPS),
     ("csrc/simd/columns.h", "if (two) two->v = second.v + i * two->ldv,", "if (two)", STEPS),
     ("csrc/simd/dot.h", "MULADD(wv[j], vv,", "MULADD(wv[0], vv,", STEPS),
+    ("csrc/simd/columns.h", "if (both) dot_tile(1, WIDE, 1, sums, &two, columns);", "(void)two;", STEPS),
+    ("csrc/sequence/backward.h", "backwards ? rows - 1 - i : i;", "i;", GRID),
     ("csrc/simd/dot.h", "(size_t)k * VW : last)), v[k]", "(size_t)k * VW : last)), -v[k]", STEPS),
     ("csrc/simd/dot.h", "if (x->v) held_source(acc, x);", "(void)x;", STEPS),
     ("csrc/sequence/upstream.h", "mask ? dx[k] * mask[k] : dx[k]", "dx[k]", KERNELS),

@@ -17,16 +17,18 @@ INLINE void go_on(dot_source *s, const dot_source *after, size_t wide)
     s->ldask = wide ? s->ldw : after->ldask;
     s->asked = wide ? s->K : after->asked;
 }
-/* In the order in which one tile reads: while it reads the rows of the first source it asks for those of the second, and then for the
- * next ones of the first, so that no more waits in the first level than what comes next. */
-INLINE void ask_in_turn(dot_source *one, dot_source *two, const dot_source *after_one, const dot_source *after_two, size_t wide)
+
+/* Both go on, or the one there is. In turn, the order in which one tile reads: while it reads the rows of the first source it asks for
+ * those of the second, and then for the next ones of the first, so that no more waits in the first level than what comes next. */
+INLINE void both_go_on(dot_source *one, dot_source *two, const dot_source *after_one, const dot_source *after_two, size_t wide,
+                       int in_turn)
 {
     go_on(one, after_one, wide);
     if (!two) return;
-    const dot_source next = *one;
-    one->ask = two->W, one->ldask = two->ldw, one->asked = two->K;
     go_on(two, after_two, wide);
-    two->ask = next.ask, two->ldask = next.ldask, two->asked = next.asked;
+    if (!in_turn) return;
+    two->ask = one->ask, two->ldask = one->ldask, two->asked = one->asked;
+    one->ask = two->W, one->ldask = two->ldw, one->asked = two->K;
 }
 
 /* dot_row where weights are far: every tile asks for what the next one reads. */
@@ -39,8 +41,7 @@ INLINE void asking_body(const int both, const dot_source *first, const dot_sourc
         const size_t columns = valid - j < WIDE ? valid - j : WIDE, wide = j + WIDE < valid ? WIDE : 0;
         V sums[WIDE]; /* or they would go to memory each time */
         UNROLL(4) for (int l = 0; l < WIDE; l++) sums[l] = (V){0};
-        if (both) ask_in_turn(&one, &two, first, second, wide);
-        else go_on(&one, first, wide);
+        both_go_on(&one, both ? &two : NULL, first, second, wide, 1);
         dot_tile(1, WIDE, 1, sums, &one, columns);
         if (both) dot_tile(1, WIDE, 1, sums, &two, columns);
         UNROLL(4) for (int l = 0; l < WIDE; l++) acc[j + (size_t)l] = sums[l];
@@ -125,9 +126,7 @@ static void dot_part(int part, V *kept, const dot_source *one, const dot_source 
     for (size_t j = 0, wide; j < valid; j += wide) {
         wide = rows <= DOT_ROWS ? 4 : valid - j == 4 || valid - j == 2 ? 2 : 3;
         const size_t columns = valid - j < wide ? valid - j : wide;
-        const size_t next = j + wide < valid ? wide : 0;
-        if (rows > DOT_ROWS) ask_in_turn(&a, two ? &b : NULL, one, two, next);
-        else go_on(&a, one, next), go_on(&b, two ? two : one, next);
+        both_go_on(&a, two ? &b : NULL, one, two, j + wide < valid ? wide : 0, rows > DOT_ROWS);
         dot_parts[rows][wide](part, kept ? kept + TALL_ROWS * j : NULL, &a, two ? &b : NULL, columns, out + j, ldo, 1);
         a.W += wide * a.ldw, a.room -= columns * a.ldw;
         b.W += wide * b.ldw, b.room -= columns * b.ldw;
@@ -193,12 +192,7 @@ static void dot_columns(dot_source h, dot_source x, size_t rows, size_t valid, T
     const int close = tiles == 1 && (rows < LONG_ROWS || rows * inputs * sizeof(T) <= CLOSE_BYTES);
     for (size_t j = 0; one->v && j < valid; j += 4) {
         const size_t columns = valid - j < 4 ? valid - j : 4, wide = j + 4 < valid ? 4 : 0;
-        if (asks && close) {
-            ask_in_turn(one, two, &first, &second, wide);
-        } else if (asks) {
-            go_on(one, &first, wide);
-            if (two) go_on(two, &second, wide);
-        }
+        if (asks) both_go_on(one, two, &first, &second, wide, close);
         for (size_t left = tiles, i = 0, mr; left; left--, i += mr) {
             mr = height + (left <= higher);
             one->v = first.v + i * one->ldv, one->last = first.last + i * VW;
