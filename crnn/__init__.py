@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         streaming,
         text,
     )
-    from crnn.config import get_num_threads, set_num_threads, show_config
+    from crnn.config import get_num_threads, release_memory, set_num_threads, show_config
     from crnn.gradient_check import GradientError
     from crnn.language_model import LanguageModel
     from crnn.layers import GRU, LSTM, RNN
@@ -65,6 +65,7 @@ __all__ = [
     "load",
     "optim",
     "recipes",
+    "release_memory",
     "schedules",
     "set_num_threads",
     "show_config",
@@ -84,6 +85,7 @@ _HOME = {
     "load": "crnn.model_file",
     "set_num_threads": "crnn.config",
     "get_num_threads": "crnn.config",
+    "release_memory": "crnn.config",
     "show_config": "crnn.config",
 }
 _SUBMODULES = frozenset(__all__) - _HOME.keys() - {"__version__"}

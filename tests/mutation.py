@@ -100,6 +100,7 @@ BY_HAND: tuple[tuple[str, str, str, Tests], ...] = (
     ("csrc/simd/dot.h", "MULADD(wv[j], vv,", "MULADD(wv[0], vv,", STEPS),
     ("csrc/simd/columns.h", "if (both) dot_tile(1, WIDE, 1, sums, &two, columns);", "(void)two;", STEPS),
     ("csrc/sequence/backward.h", "backwards ? rows - 1 - i : i;", "i;", GRID),
+    ("csrc/sequence/backward.h", "d + row * s->ldg, rows, block", "d + lo * s->ldg, rows, block", GRID),
     ("csrc/simd/dot.h", "(size_t)k * VW : last)), v[k]", "(size_t)k * VW : last)), -v[k]", STEPS),
     ("csrc/simd/dot.h", "if (x->v) held_source(acc, x);", "(void)x;", STEPS),
     ("csrc/sequence/upstream.h", "mask ? dx[k] * mask[k] : dx[k]", "dx[k]", KERNELS),

@@ -176,3 +176,24 @@ def test_show_config_prints_and_returns_what_runs(capsys):
     assert printed["isa"].strip() == shown["isa"]
     assert shown["threads"] == 1
     assert shown["blas"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_kept_memory_goes_back_when_asked():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    size = 96 << 20
+    crnn.release_memory()
+    held = _kernels.empty((size,), np.uint8)
+    held.fill(1)
+    full = resident()
+    del held
+    assert resident() > full - size // 4  # kept for the next call
+    again = _kernels.empty((size,), np.uint8)
+    assert again[-1] == 1
+    crnn.release_memory()  # what somebody holds stays
+    assert again[-1] == 1
+    del again
+    crnn.release_memory()
+    assert resident() < full - size // 4 * 3

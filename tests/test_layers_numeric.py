@@ -93,6 +93,11 @@ def wide_grid() -> list[Case]:
             ((28, 20, 20), 260, ("full",)),
             ((14, 13, 11), 620, ("full",)),
         )
+    ] + [
+        # input gradients of several blocks of rows, from weights as they lie: into a caller's rows, of a layer below
+        Case(kind, 530, wide[kind], lengths, layers, both, dtype="float32", scheme=("full",))
+        for kind in ("rnn_tanh", "lstm")
+        for lengths, layers, both in (((53, 0, 48), 1, True), ((25,) * 4, 2, False))
     ]
 
 

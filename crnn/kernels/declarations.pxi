@@ -114,6 +114,7 @@ cdef extern from "crnn.h" nogil:
     int crnn_all_finite(crnn_dtype, const void *, size_t)
     void *crnn_allocate(size_t)
     void crnn_release(void *)
+    void crnn_release_kept()
     void crnn_scale(crnn_dtype, void *, size_t, double)
     void crnn_add_rows(crnn_dtype, void *, size_t, size_t, const int64_t *, const void *, size_t, size_t, double)
     crnn_status crnn_function(crnn_dtype, char, const void *, void *, size_t)

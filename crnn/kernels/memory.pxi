@@ -60,6 +60,11 @@ def empty(shape, dtype):
     return new_array(n, sizes, dtype if type(dtype) is cnp.dtype else cnp.dtype(dtype))
 
 
+def release_kept():
+    """Give what is kept for later arrays and calls back to the system."""
+    crnn_release_kept()
+
+
 def time_major(Py_ssize_t steps, Py_ssize_t batch, Py_ssize_t width, cnp.dtype dtype not None):
     """Packed rows (steps*batch, width) from `empty`, and the same memory as (batch, steps, width)."""
     cdef cnp.npy_intp[3] sizes = [steps * batch, width, 0]

@@ -194,6 +194,8 @@ CRNN_API void crnn_set_allocator(void *(*allocate)(size_t bytes), void (*release
 /* Memory from the library's own cache, for arrays that come and go with each call: 64-byte aligned, or null. */
 CRNN_API void *crnn_allocate(size_t bytes);
 CRNN_API void crnn_release(void *block);
+/* What is kept for later calls goes back to the system; whatever is in use stays. */
+CRNN_API void crnn_release_kept(void);
 
 #ifdef __cplusplus
 }

@@ -261,9 +261,18 @@ static int input_in_rooms(const run_state *s)
 }
 
 /* So few rows and so many weights that packing W_ih for the gradient of the input costs more than it saves, most of all room
- * in the third level (two threads, 512 units: 3 to 8 % of forward and backward). */
-#define LYING_MOST 64
-static int input_lies_back(const run_state *s, size_t input) { return s->R <= LYING_MOST && is_wide(s, input); }
+ * in the third level. Forward and backward on two threads and one, against packing it from 65 rows on (Zen 5): 80 rows, LSTM of 512 units
+ * 1.17 and 1.05, RNN of 650 1.13; 160 rows, 512 units 1.05 and 1.05; 320 to 400 rows, GRU and LSTMs of 500 and 512 units 1.03 to 1.07
+ * and 1.03 to 1.05; 700 rows, LSTM and GRU of 650 1.01; of 800 and 1000 units 640 to 1280 rows 1.02 to 1.07. Beyond that nothing, or 1 or
+ * 2 % lost; with weights that fit the second level packed ones are faster (200 units: 300 rows 1.02, 700 rows 1.02). In float64 half as
+ * many rows (160 to 320 rows 1.02 to 1.05; 600 and 700 rows, GRU of 650 units, 0.97). */
+#define LYING_MOST ((size_t)3072 / sizeof(T))
+#define LYING_WEIGHTS 2048
+static int input_lies_back(const run_state *s, size_t input)
+{
+    const size_t weights = (size_t)s->shape.gates * s->H * input, most = weights / LYING_WEIGHTS;
+    return is_wide(s, input) && s->R <= (most > LYING_MOST ? most : LYING_MOST);
+}
 
 /* With ROWS_EACH sequences per thread tiles are as good either way, and what threads wait for each other decides: for the one
  * that has the most rows, or for the one that has the most units and for the barriers of every step (8 sequences of 128 units

@@ -1,6 +1,7 @@
 /* Memory: every allocation of every call may fail, once each; the call must say CRNN_NOMEM, leak nothing, and work again
  * when memory is back. Also the other answers that are not CRNN_OK. */
 #include "check.h"
+#include "internal.h"
 
 static long allocations, failing_at, blocks_out;
 
@@ -161,9 +162,71 @@ static void uncountable(void)
     CHECK(allocations == 0, "%ld allocations for sizes that cannot be counted", allocations);
 }
 
+/* Whether a block of the cache holds what was written into one of that size before, or comes from the system. */
+enum { MARK = 0x5a };
+static int is_marked(const unsigned char *block, size_t bytes)
+{
+    for (size_t i = bytes - 4096; i < bytes; i++)
+        if (block[i] != MARK) return 0;
+    return 1;
+}
+
+static void pass_blocks(int count)
+{
+    for (int i = 0; i < count; i++) crnn_release(crnn_allocate(4096));
+}
+
+/* A loop finds again what it has released, however much; when less was in use for a while, or when asked, it goes back to the system.
+ * Fresh pages of Linux are zero. */
+static void kept(void)
+{
+#if defined(__linux__) && !defined(CRNN_ADDRESS_SANITIZER)
+    const size_t large = (size_t)160 << 20, larger = (size_t)400 << 20;
+    unsigned char *one, *two;
+    crnn_release_kept();
+    for (int again = 0; again < 4; again++) {
+        one = crnn_allocate(large), two = crnn_allocate(large);
+        CHECK(is_marked(one, large) + is_marked(two, large) == (again ? 2 : 0), "of two blocks that were in use at once one is gone");
+        memset(one + large - 4096, MARK, 4096), memset(two + large - 4096, MARK, 4096);
+        crnn_release(one);
+        crnn_release(two);
+        pass_blocks(100);
+    }
+    pass_blocks(600); /* since nothing large was in use */
+    one = crnn_allocate(large), two = crnn_allocate(large);
+    CHECK(is_marked(one, large) + is_marked(two, large) == 1, "more is kept than was in use lately");
+    memset(one + large - 4096, MARK, 4096), memset(two + large - 4096, MARK, 4096);
+    crnn_release(one);
+    crnn_release(two);
+    unsigned char *three = crnn_allocate(larger); /* beside which both of the others would be too much */
+    one = crnn_allocate(large), two = crnn_allocate(large);
+    CHECK(is_marked(one, large) + is_marked(two, large) == 1, "two blocks stay beside a larger one");
+    crnn_release(one);
+    crnn_release(two);
+    crnn_release(three);
+    crnn_release_kept();
+    one = crnn_allocate(larger);
+    memset(one + larger - 4096, MARK, 4096);
+    crnn_release(one);
+    one = crnn_allocate(larger);
+    CHECK(is_marked(one, larger), "a single large block is not kept");
+    crnn_release(one);
+    crnn_release_kept();
+    one = crnn_allocate(larger);
+    CHECK(!is_marked(one, larger), "what was kept has not gone back");
+    crnn_release(one);
+    crnn_release_kept();
+    CHECK(crnn_allocate(SIZE_MAX / 2) == NULL, "half of all addresses were allocated");
+#else
+    (void)is_marked, (void)pass_blocks;
+    printf("test_memory: no kept blocks here (a sanitizer, or not Linux)\n");
+#endif
+}
+
 int main(void)
 {
     announce_isas();
+    kept();
     crnn_set_allocator(counting_allocate, counting_release);
     on_every_isa(sweep);
     uncountable();
