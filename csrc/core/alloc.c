@@ -1,12 +1,12 @@
 /* All memory of the library: aligned blocks from malloc or from the caller's allocator.
  *
  * Tapes, workspaces and the caller's results are large and often live for one call, and fresh pages cost more than the
- * arithmetic on them (a fault and a cleared page per 4 KiB; in a virtual machine whose host has yet to find them, up to 1 ms per
- * MiB). So a few released blocks are kept for the next call: with those in use, as many bytes as were in use at once lately and
- * CACHE_BYTES more. A loop finds again what it has released, however large, and the process never holds much more than it has needed (against
- * CACHE_BYTES beside what is in use, forward and backward, GRU of 650 units, batch 64, T 200: 1.08 to 1.10 times as fast; RNN of 800, batch
- * 256, T 100: 1.03, and every third call no longer takes a quarter to a half longer). Under a sanitizer, or with an allocator of the caller's, nothing
- * is kept. */
+ * arithmetic on them (a fault and a cleared page per 4 KiB; in a virtual machine whose host has yet to find them, some
+ * 2 ms per MiB). So a few released blocks are kept for the next call: with those in use, as many bytes as were in use at
+ * once lately, and CACHE_BYTES more. A loop finds again what it has released, however large, and the process never holds
+ * much more than it has needed (against CACHE_BYTES beside what is in use, forward and backward: GRU of 650 units, batch
+ * 64, T 200, 1.08 to 1.10 times as fast; RNN of 800 units, batch 256, T 100, 1.03 and 1.04, and every third call no longer
+ * takes a quarter to a half longer). Under a sanitizer, or with an allocator of the caller's, nothing is kept. */
 #define _DEFAULT_SOURCE
 #include "internal.h"
 #include <stdatomic.h>
