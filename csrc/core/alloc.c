@@ -58,25 +58,6 @@ static void give_back(void *block)
     else free(raw);
 }
 
-void crnn_release_kept(void)
-{
-    if (!caching()) return;
-    for (int i = 0; i < CACHE_BLOCKS; i++) {
-        if (cache.blocks[i]) give_back(cache.blocks[i]);
-        cache.blocks[i] = NULL;
-    }
-    cache.bytes = 0;
-    cache.most = cache.most_before = atomic_load_explicit(&in_use, memory_order_relaxed);
-    atomic_flag_clear(&cache.taken);
-}
-
-void crnn_set_allocator(void *(*allocate)(size_t), void (*release)(void *))
-{
-    crnn_release_kept();
-    user_allocate = allocate && release ? allocate : NULL;
-    user_release = allocate && release ? release : NULL;
-}
-
 /* Most is in use just before something is released. */
 static void note_use(size_t used)
 {
@@ -111,18 +92,35 @@ static int oldest_spot(void)
     return oldest;
 }
 
-/* Takes the oldest blocks out until `spots` are free and no more than `most` bytes kept: sizes that are no longer asked for must not
- * keep others out. How many, for the caller to give back. */
-static int take_oldest(int spots, size_t most, void *taken[CACHE_BLOCKS])
+/* Takes the oldest blocks out until no more than `most` bytes are kept, and there is a spot for another block if it is wanted: sizes
+ * that are no longer asked for must not keep others out. How many, for the caller to give back. */
+static int take_oldest(int spot_wanted, size_t most, void *taken[CACHE_BLOCKS])
 {
     int count = 0;
-    while (cache.bytes > most || (spots && free_spot() < 0)) {
+    while (cache.bytes > most || (spot_wanted && free_spot() < 0)) {
         const int spot = oldest_spot();
         taken[count++] = cache.blocks[spot];
         cache.bytes -= head_of(cache.blocks[spot])->bytes;
         cache.blocks[spot] = NULL;
     }
     return count;
+}
+
+void crnn_release_kept(void)
+{
+    void *dropped[CACHE_BLOCKS];
+    if (!caching()) return;
+    const int drops = take_oldest(0, 0, dropped);
+    cache.most = cache.most_before = atomic_load_explicit(&in_use, memory_order_relaxed);
+    atomic_flag_clear(&cache.taken);
+    for (int i = 0; i < drops; i++) give_back(dropped[i]);
+}
+
+void crnn_set_allocator(void *(*allocate)(size_t), void (*release)(void *))
+{
+    crnn_release_kept();
+    user_allocate = allocate && release ? allocate : NULL;
+    user_release = allocate && release ? release : NULL;
 }
 
 /* Of the kept blocks that hold `bytes` and are not more than twice as large, the one used last: its lines are the most
