@@ -14,4 +14,5 @@ step "core lane: environment for the linters" lint_environment
 export PATH=$work/lint-venv/bin:$PATH
 step "ruff" ruff check .
 step "mypy" mypy
+step "C core without optimisation" make -C csrc plain
 step "C tests under AddressSanitizer and UndefinedBehaviorSanitizer" make -C csrc asan

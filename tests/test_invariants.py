@@ -221,6 +221,27 @@ def test_each_sequence_alone_equals_its_slice_of_the_batch(kind, both):
 
 
 @all_cells
+@pytest.mark.parametrize("hidden", [29, 44, 75, 104])
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(kind, hidden, isa, threads):
+    """Alone it takes several tiles at once (csrc/simd/chains.h); every sum is the same chain."""
+    threads(1)
+    pair = Case(kind, 6, hidden, (12, 12), dtype="float32")
+    p, both = grid.problem_of(pair), grid.library(pair)
+    for i in range(2):
+        own = grid.Problem(
+            p.params,
+            [p.xs[i]],
+            tuple(part[:, i : i + 1] for part in p.state),
+            [p.d_outputs[i]],
+            tuple(part[:, i : i + 1] for part in p.d_state),
+        )
+        alone = grid.library(Case(kind, 6, hidden, (12,), dtype="float32"), own)
+        np.testing.assert_array_equal(alone.outputs[0], both.outputs[i])
+        for one, two in zip(alone.state + alone.d_state, both.state + both.d_state, strict=True):
+            np.testing.assert_array_equal(one[:, 0], two[:, i])
+
+
+@all_cells
 def test_padding_does_not_matter(kind, rng):
     case = Case(kind, 4, 9, (3, 5, 0, 1), dtype="float32")
     p = grid.problem_of(case)

@@ -110,7 +110,18 @@ def far_grid() -> list[Case]:
     ]
 
 
-CASES = [*small_grid(), *width_grid(), *batch_grid(), *sampled_grid(150), *wide_grid(), *far_grid()]
+def near_grid() -> list[Case]:
+    """One sequence by recurrent weights that the first level holds, in pairs of tiles of every width, or does not."""
+    cases = [
+        Case(kind, 3, hidden, (11,), dtype="float32", scheme=("full",))
+        for kind in ("rnn_tanh", "lstm", "gru", "gru_after_state")
+        for hidden in (18, 29, 33, 40, 52, 66, 75, 81, 90, 97, 112)
+    ]
+    cases += [Case(kind, 5, 21, (10, 3), 2, True, dtype="float64", scheme=("full",)) for kind in KINDS]
+    return cases + [Case(kind, 4, 34, (13, 2, 1), dtype="float32", scheme=("chunk", 3, 5)) for kind in KINDS]
+
+
+CASES = [*small_grid(), *width_grid(), *batch_grid(), *sampled_grid(150), *wide_grid(), *far_grid(), *near_grid()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -67,6 +67,7 @@ double crnn_seconds(void);
 int crnn_leave_processor(int processor); /* 1 if this thread was running there and has moved */
 
 int crnn_processor_is_amd(void);
+size_t crnn_first_level(void); /* bytes of data in a core's first level */
 
 /* Whether cores whose hand-over takes so long have no cache in common. AMD's groups of cores each have a third level of their own: near
  * cores hand over in 0.1 to 0.15 us, far ones in 0.3 to 0.5 (Zen 4; core/threads.c). Intel's share one in a socket, and hand over in 0.4 us

@@ -12,6 +12,8 @@ typedef struct {
 
 static int always(void) { return 1; }
 
+#define FIRST_LEVEL_BYTES ((size_t)32 << 10) /* where the processor does not tell */
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 
@@ -26,8 +28,24 @@ int crnn_processor_is_amd(void)
     }
     return atomic_load_explicit(&known, memory_order_relaxed) == 2;
 }
+
+/* The leaf that describes caches, of which the first level's data come first: ways, partitions, line, sets, each less one. */
+size_t crnn_first_level(void)
+{
+    static _Atomic size_t known;
+    if (!atomic_load_explicit(&known, memory_order_relaxed)) {
+        const uint32_t leaf = crnn_processor_is_amd() ? 0x8000001D : 4;
+        uint32_t a = 0, b = 0, c = 0, d = 0;
+        size_t bytes = FIRST_LEVEL_BYTES;
+        if (__get_cpuid_count(leaf, 0, &a, &b, &c, &d) && (a & 31) == 1 && (a >> 5 & 7) == 1)
+            bytes = (size_t)((b >> 22) + 1) * ((b >> 12 & 1023) + 1) * ((b & 4095) + 1) * ((size_t)c + 1);
+        atomic_store_explicit(&known, bytes, memory_order_relaxed);
+    }
+    return atomic_load_explicit(&known, memory_order_relaxed);
+}
 #else
 int crnn_processor_is_amd(void) { return 0; }
+size_t crnn_first_level(void) { return FIRST_LEVEL_BYTES; }
 #endif
 
 #if defined(CRNN_HAVE_AVX2) || defined(CRNN_HAVE_AVX512)

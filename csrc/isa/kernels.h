@@ -7,6 +7,7 @@ extern const crnn_kernels THIS_KERNELS;
 
 #include "../simd/vec.h"
 #include "../simd/math.h"
+#include "../simd/chains.h"
 #include "../simd/gemm.h"
 #include "../simd/dot.h"
 #include "../simd/columns.h"

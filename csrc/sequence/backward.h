@@ -133,6 +133,30 @@ static step_fetch fetch_of_step(const backward_call *call, size_t q, size_t t, s
     return f;
 }
 
+/* The same as product_back of a single row, by weights that are near, in whole vectors. */
+static void product_back_row(const run_state *s, const cell_product *product, const T *d, const T *pack, size_t u0, size_t u1, T *out,
+                             const T *init)
+{
+    const size_t H = s->H, K = (size_t)product->gates * H, count = tile_count(u1 - u0, BACK_UNITS);
+    for (size_t n = 0; n < count;) {
+        const unit_tile tile = nth_tile(u0, u1, BACK_UNITS, n++, 0);
+        const size_t gate = H * tile.units * VW;
+        const T *b = pack + tile.u * VW * K, *from = init ? init + (tile.u - u0) * VW : NULL, *of_gate[4];
+        T *c = out + tile.u * VW;
+        for (int g = 0; g < product->gates; g++) of_gate[g] = d + (size_t)product->slot[g] * s->Hp;
+        if (product->gates == 1 && n < count) {
+            const unit_tile next = nth_tile(u0, u1, BACK_UNITS, n++, 0);
+            chains[tile.units][next.units](H, of_gate[0], b, pack + next.u * VW * K, c, from, contiguous_off);
+            continue;
+        }
+        int g = 0;
+        for (; g + 1 < product->gates; g += 2, b += 2 * gate, from = c)
+            two_gates[tile.units](H, of_gate[g], of_gate[g + 1], b, b + gate, c, from);
+        if (g < product->gates)
+            tiles[0][tile.units][1](H, of_gate[g], s->ldg, b, tile.units * VW, c, 0, from, 0, contiguous_off, NULL);
+    }
+}
+
 /* out (rows, vectors [u0, u1) of `width` columns) = init + d W, d's gates side by side in rows of gates.
  * No init: 0. Unless init is out, whole vectors are written where rows have room for them. backwards: tiles from the last to the
  * first. next may be null. */
@@ -142,6 +166,10 @@ static void product_back(const run_state *s, const cell_product *product, const 
     const tile_fetch far = {.far = 1};
     size_t H = s->H, K = (size_t)product->gates * H;
     size_t count = u1 > u0 ? tile_count(u1 - u0, BACK_UNITS) : 0;
+    if (rows == 1 && ldo >= u1 * VW && (!init.at || init.at == out + u0 * VW) && K * (u1 - u0) * VW * sizeof(T) <= s->first_level) {
+        product_back_row(s, product, d, pack, u0, u1, out, init.at);
+        return;
+    }
     size_t left = count * tiles_high(rows, BACK_UNITS); /* tiles to come, at most: narrow ones may be higher */
     for (size_t n = 0; n < count; n++) {
         unit_tile tile = nth_tile(u0, u1, BACK_UNITS, n, backwards);

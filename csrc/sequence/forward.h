@@ -198,50 +198,7 @@ static void project(const run_state *s, const layer_run *run, size_t t0, size_t 
     }
 }
 
-/* The cell works on as many rows of a column of tiles at once: their sums are in the first level still, and the ends of its loops are as
- * long as two or three vectors (AVX2 on Zen 3, 3 rows at a time and 16: 7.7 and 7.0 % of an LSTM's inference). */
-#define CELL_ROWS 16
-
-/* One step of this thread's rows and units: recurrent product into tiles, cell while they are in cache. */
-static void forward_step(const run_state *s, const layer_run *run, const cell_product *product, const T *pack,
-                         size_t t, size_t gate_base, size_t i0, size_t i1, size_t u0, size_t u1, int candidate)
-{
-    size_t n = block_rows(s, t), hi = i1 < n ? i1 : n;
-    if (i0 >= hi) return;
-    size_t row = (size_t)s->offsets[t] + i0, before = state_row_before(s, t) + i0;
-    size_t g = (size_t)product->gates;
-    T *gates = run->gates + (row - gate_base) * s->ldg;
-    const T *a = candidate ? run->reset + (row - gate_base) * s->ldh : run->h + before * s->ldh;
-    size_t K = t == 0 && s->zero_start ? 0 : s->H; /* nothing to multiply with a state of zeros */
-    size_t count = u1 > u0 ? tile_count(u1 - u0, product->units) : 0;
-    for (size_t n_tile = 0; n_tile < count; n_tile++) {
-        unit_tile tile = nth_tile(u0, u1, product->units, n_tile, t & 1), next_tile = {0};
-        if (n_tile + 1 < count) next_tile = nth_tile(u0, u1, product->units, n_tile + 1, t & 1);
-        size_t u = tile.u, units = tile.units, off[4];
-        int nv = tile_offsets(product, s->Hp, u, units, off), halves = tile_halves(product, s->H, u, units);
-        const T *b = pack + u * g * VW * s->H, *next_b = next_tile.units ? pack + next_tile.u * g * VW * s->H : NULL;
-        fetch_plan plan = fetch_ahead(s->UV * g * VW * K, next_b, g * next_tile.units * VW * K, hi - i0, nv);
-        for (size_t done = 0, sums = 0; done < hi - i0;) {
-            size_t mr = tile_rows(hi - i0 - sums, nv);
-            const tile_fetch fetch = fetch_share(&plan, gates_are_far(s));
-            T *c = gates + sums * s->ldg, *g_rows = gates + done * s->ldg;
-            if (K)
-                tiles[halves][nv][mr](K, a + sums * s->ldh, s->ldh, b, (size_t)nv * VW, c, s->ldg, c, s->ldg, off, &fetch);
-            sums += mr;
-            const size_t rows = sums - done; /* that wait for the cell */
-            if (rows < CELL_ROWS && sums < hi - i0) continue;
-            size_t col = u * VW, prev = (before + done) * s->ldh + col, next = (s->B + row + done) * s->ldh + col;
-            size_t prev_c = cell_row(s, before + done, i0 + done) * s->ldh + col;
-            size_t next_c = cell_row(s, s->B + row + done, i0 + done) * s->ldh + col;
-            forward_patch patch = {g_rows + col, s->ldg, s->Hp, run->h + prev, run->c ? run->c + prev_c : NULL, run->h + next,
-                                   run->c ? run->c + next_c : NULL, s->ldh,
-                                   run->reset ? run->reset + (row - gate_base + done) * s->ldh + col : NULL};
-            if (candidate) gru_before_state(&patch, rows, units, s->shape.z_state);
-            else cell_forward(&s->shape, &patch, rows, units);
-            done = sums;
-        }
-    }
-}
+#include "recurrent.h"
 
 static size_t next_chunk(const run_state *s, size_t t0)
 {

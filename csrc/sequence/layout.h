@@ -47,6 +47,7 @@ typedef struct {
     int stepping;            /* one step again and again: the two halves of h change places */
     int blas;                /* does the products over all rows: asked once per call, since the layout follows from it */
     thread_plan plan;
+    size_t first_level;      /* bytes */
     size_t chunk_rows, c_rows; /* c_rows: from layer to layer */
     int x_late;              /* of the first layer */
     layer_run *layers;       /* (L*D) */

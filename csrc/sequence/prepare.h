@@ -81,6 +81,7 @@ static size_t plan_run(run_state *s, const crnn_stack *stack, const crnn_batch *
     s->small = runs_small(s, read_width(stack) + s->H);
     s->zero_start = args->h0 == NULL;
     s->plan = halves ? plan_half(s, read_width(stack), halves) : choose_threads(s, read_width(stack));
+    s->first_level = crnn_first_level();
     s->chunk_rows = 262144 / (s->ldg * sizeof(T));
     s->x_late = args->x_view.sequences && !s->small;
     const size_t with_x = 524288 / ((s->ldg + leading(stack->input)) * sizeof(T)); /* both stay near */

@@ -37,8 +37,11 @@ INLINE void dot_tile(const int mr, const int wide, const int level, V *acc, cons
         for (; done < turn; done += VW, k += step) {
             V wv[4];
             if (level == 2 || (level && ask))
-                UNROLL(4) for (int j = 0; j < wide; j++)
-                    __builtin_prefetch((const void *)(ask + ((size_t)j * ldask + (size_t)k) * sizeof(T)), 0, level == 1 ? 3 : 2);
+                UNROLL(4) for (int j = 0; j < wide; j++) {
+                    const void *next = (const void *)(ask + ((size_t)j * ldask + (size_t)k) * sizeof(T));
+                    if (level == 1) __builtin_prefetch(next, 0, 3); /* a level must be a constant without optimisation as well */
+                    else __builtin_prefetch(next, 0, 2);
+                }
             UNROLL(4) for (int j = 0; j < wide; j++) wv[j] = mr > 1 ? load_once(w[j] + k) : load(w[j] + k);
             UNROLL(8) for (int i = 0; i < mr; i++) {
                 const T *row = v[i / 3] + (size_t)(i % 3) * ldv + k;

@@ -350,8 +350,6 @@ INLINE void tile_column(size_t rows, int nv, int halves, size_t K, const T *a, s
     }
 }
 
-static const size_t contiguous_off[4] = {0, VW, 2 * VW, 3 * VW};
-
 /* C[m][n] (+)= sum_k A[m*lda + k] * B[k*ldb + n], n < N, k < K; A[m + k*lda] if it is turned. */
 typedef struct {
     size_t N, K;
